@@ -1,0 +1,1 @@
+"""The command line: parse, one flow call, render. One file per command group."""

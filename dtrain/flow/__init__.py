@@ -1,0 +1,1 @@
+"""The page-long stories: each function is what one command does, from top to bottom."""

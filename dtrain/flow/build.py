@@ -1,0 +1,207 @@
+"""``dtrain build``: a new train from a folder, a base image, a route and the keys of creator and builder (hop 0)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import BinaryIO
+
+from dtrain.crypto.rsa import PrivateKey, PublicKey
+from dtrain.errors import Conflict, StorageProblem, UsageProblem
+from dtrain.flow.context import Context
+from dtrain.flow.fetch import fetch_image, read_layers
+from dtrain.oci.digest import Digest
+from dtrain.oci.edit import Image, plain_layer, replace_layers
+from dtrain.oci.layer_writer import LayerWriter
+from dtrain.oci.reference import DEFAULT_TAG, Reference
+from dtrain.train import paths, pht
+from dtrain.train.config import Build, Creator, Source, Stop, TrainConfig, as_ident
+from dtrain.train.pin import TrainPin, source_of
+from dtrain.train.plain import PlainFile, from_bytes, read_folder
+from dtrain.train.route import hop_tag, visited
+from dtrain.train.seal import seal_new
+from dtrain.transport.copy import copy_blobs
+from dtrain.transport.protocol import Transport
+from dtrain.trust.anchor import BaseImage, render_anchor
+from dtrain.version import VERSION
+
+BASE_TAG = "base"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainPlan:
+    """What a train is to be.
+
+    Args:
+        code: folder of the algorithm; a ``query.json`` at its top is refused, give it as ``query``.
+        route: stations and their public keys, in order.
+        command: the words before the path of the entry point in ``Cmd``.
+        entrypoint: path of the file that starts the algorithm, relative to ``code``.
+    """
+
+    id: str
+    proposal: str
+    creator: str
+    creator_key: PrivateKey
+    builder: str
+    builder_key: PrivateKey
+    code: Path
+    route: Sequence[tuple[str, PublicKey]]
+    query: bytes | None = None
+    command: tuple[str, ...] = ("python",)
+    entrypoint: str = "entrypoint.py"
+    eco_system: str = "tue"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewTrain:
+    """A train that was built and published."""
+
+    reference: Reference
+    """Pinned."""
+    base: Reference
+    """The tag ``base``, pinned."""
+    train: str
+    anchor: str
+    """Text of an anchor file for the stations of the route."""
+
+
+def build(plan: TrainPlan, base: Reference, target: Reference, *, context: Context) -> NewTrain:
+    """Make the train that ``plan`` describes on the image ``base`` and publish it at ``target``.
+
+    The tags ``base`` (the base image with the train's empty folders, what existing stations put their results on) and
+    ``latest`` are two different digests, as PHT routers expect. ``latest`` is put last.
+
+    Raises:
+        UsageProblem: the plan contradicts itself or the code folder.
+        Conflict: there is a train at ``target`` already.
+        TransportError: the base image cannot be had, or the registry refuses.
+    """
+    files, now = _code(plan), context.now()
+    mtime = int(now.timestamp())
+    with (context.connect(base) as base_place, context.connect(target) as transport,
+          TemporaryDirectory(prefix="dtrain-") as folder):
+        _check_vacant(transport, target)
+        image = fetch_image(base_place, base.selector, context).image
+        _check_base(base_place, image, context)
+        empty, full = Path(folder, "base.tar"), Path(folder, "latest.tar")  # folders and ciphertext, no plaintext
+        with empty.open("wb") as out:
+            based = _on_base(image, plan, _seal_base(out, mtime), now)
+        with full.open("wb") as out:
+            hop = seal_new(_draft(plan, base), files, _query(plan), creator_key=plan.creator_key,
+                           builder_key=plan.builder_key, out=out, mtime=mtime)
+        latest = _on_base(image, plan, (hop.layer, hop.size), now)
+        copy_blobs(base_place, transport, image.manifest.layers,
+                   mount_from=base.repository if base.host == target.host else None)
+        _put(transport, based, empty)
+        _put(transport, latest, full)
+        for tag, made in ((BASE_TAG, based), (hop_tag(0), latest), (DEFAULT_TAG, latest)):  # latest starts the route
+            transport.put_tag(tag, made.manifest)
+    source = base.with_tag(base.tag or DEFAULT_TAG)
+    train = TrainPin(id=plan.id, creator=str(hop.config.creator.id), proposal=str(hop.config.proposal_id),
+                     session=hop.config.session_id, source=source_of(hop.config),
+                     route=tuple(station for station, _ in plan.route), files=_digests(plan, files))
+    anchor = render_anchor(
+        creators={plan.creator: plan.creator_key.public}, builders={plan.builder: plan.builder_key.public},
+        stations=dict(plan.route), trains=(train,),
+        base_images=(BaseImage(reference=str(source), digest=image.manifest.digest, command=plan.command),),
+    )
+    return NewTrain(reference=target.pinned(latest.manifest.digest), train=plan.id, anchor=anchor,
+                    base=target.with_tag(BASE_TAG).pinned(based.manifest.digest))
+
+
+def _code(plan: TrainPlan) -> tuple[PlainFile, ...]:
+    """Return the code's files; every one of them is signed, hidden ones too."""
+    if not plan.code.is_dir():
+        raise StorageProblem(f"{plan.code}: expected the folder of the algorithm, got none")
+    files = tuple(entry for entry in read_folder(plan.code) if isinstance(entry, PlainFile))
+    names = {file.path for file in files}
+    if paths.QUERY in names:
+        raise UsageProblem(f"{plan.code}: expected no {paths.QUERY} at the top, got one",
+                           hint="the query is signed apart from the files: move it elsewhere and give --query FILE")
+    if plan.entrypoint not in names:
+        raise UsageProblem(f"{plan.code}: expected the entry point {plan.entrypoint!r}, got none",
+                           hint="give --entrypoint PATH, relative to the folder")
+    return files
+
+
+def _check_vacant(transport: Transport, target: Reference) -> None:
+    if target.digest is not None or (target.tag or DEFAULT_TAG) != DEFAULT_TAG:
+        raise UsageProblem(f"{target}: expected a repository or the tag {DEFAULT_TAG}, got another tag or a digest")
+    if transport.resolve(DEFAULT_TAG) is not None:
+        raise Conflict(f"{target}: expected no train there, got one", hint="choose another repository for --to")
+
+
+def _check_base(transport: Transport, image: Image, context: Context) -> None:
+    """Check that nothing of a train is in the base image: stations will not look into its layers again."""
+    with context.spool() as spool:
+        layers = read_layers(transport, image, None, state=context.state, spool=spool)
+    found = [path for path in (paths.CODE, paths.RESULTS) if any(True for _ in layers.tree.walk(path))]
+    if found or layers.tree.get(paths.CONFIG) is not None:
+        raise UsageProblem(f"base image: expected nothing below /{paths.CODE} and /{paths.RESULTS}, got a train",
+                           hint="give the image that trains are built on, not a train")
+
+
+def _query(plan: TrainPlan) -> PlainFile | None:
+    return None if plan.query is None else from_bytes(paths.QUERY, plan.query)
+
+
+def _draft(plan: TrainPlan, base: Reference) -> TrainConfig:
+    for name, _ in plan.route:
+        if not isinstance(as_ident(name), str):
+            raise UsageProblem(f"station {name!r}: expected an id that is not a number, got one",
+                               hint="existing stations turn such ids into numbers and do not find themselves")
+        hop_tag(len(plan.route), name)
+    unsigned = b""
+    draft = TrainConfig(
+        source=Source(type="docker_repository", address=base.place, tag=base.tag or DEFAULT_TAG),
+        creator=Creator(id=as_ident(plan.creator), key=plan.creator_key.public, key_pem=plan.creator_key.public.pem()),
+        proposal_id=as_ident(plan.proposal), id=plan.id,
+        session_id=os.urandom(pht.SESSION_BYTES),
+        route=tuple(Stop(station=station, eco_system=plan.eco_system, index=index, key=key, key_pem=key.pem())
+                    for index, (station, key) in enumerate(plan.route)),
+        file_list=tuple(file.path for file in _code(plan)),
+        hash=unsigned, signature=unsigned,
+        build=Build(signature=unsigned, key=plan.builder_key.public, key_pem=plan.builder_key.public.pem()),
+    )
+    visited(draft)  # the route's own form
+    return draft
+
+
+def _digests(plan: TrainPlan, files: Sequence[PlainFile]) -> dict[str, str]:
+    """Return the hex sha256 of each file, for the pin."""
+    digests = {}
+    for file in (*files, *filter(None, [_query(plan)])):
+        own = hashlib.sha256()
+        for chunk in file.chunks():
+            own.update(chunk)
+        digests[file.path] = own.hexdigest()
+    return digests
+
+
+def _seal_base(out: BinaryIO, mtime: int) -> tuple[Digest, int]:
+    """Write the layer of the tag ``base``: the train's empty folders, which stations without dtrain expect."""
+    writer = LayerWriter(out, mtime=mtime)
+    for folder in (paths.OPT, paths.CODE, paths.RESULTS):
+        writer.directory(folder)
+    return writer.finish()
+
+
+def _on_base(image: Image, plan: TrainPlan, layer: tuple[Digest, int], now: datetime) -> Image:
+    """Return the base image with one layer on top, and the command that starts the train."""
+    command = [*plan.command, f"/{paths.CODE}/{plan.entrypoint}"]
+    return replace_layers(image, keep=range(len(image.manifest.layers)), layer=plain_layer(image, *layer),
+                          created=now, created_by=f"dtrain {VERSION} build",
+                          runtime={**image.config.runtime, "Cmd": command})
+
+
+def _put(transport: Transport, image: Image, layer: Path) -> None:
+    transport.put_blob(image.manifest.layers[-1], lambda: layer.open("rb"))
+    transport.put_blob(image.manifest.config, lambda: BytesIO(image.config.raw))
+    transport.put_manifest(image.manifest)

@@ -1,0 +1,1 @@
+"""The nouns of the OCI image-spec. Pure: no network, no subprocess, no environment, no clock."""

@@ -1,0 +1,1 @@
+"""The domain: trains, routes and hops, and PHT's bytes. Pure: no network, no environment, no clock."""

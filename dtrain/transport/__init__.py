@@ -1,0 +1,1 @@
+"""Where images live: a registry or an OCI image layout, behind one protocol."""

@@ -1,0 +1,237 @@
+"""``anchor.toml``: the keys and images that a station trusts, from outside every train (docs/anchor.rst).
+
+Keys are pinned by fingerprint, by file or as PEM text. A train's config carries keys too; they have to be these.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dtrain.crypto.rsa import PublicKey
+from dtrain.errors import BadSignature, KeyNotFound, MalformedInput, MissingEvidence
+from dtrain.oci.digest import Digest
+from dtrain.oci.strict_json import Fields
+from dtrain.train.config import TrainConfig
+from dtrain.train.pin import TrainPin
+
+_FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
+_TABLES = {"version", "creators", "builders", "stations", "base_images", "trains", "policy"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseImage:
+    """An approved base image: ``digest`` pins it, ``reference`` says where its manifest can be fetched.
+
+    ``command`` is the start of ``Cmd`` that trains on it have, before the path of their entry point; ``None`` leaves
+    the rule of :func:`dtrain.trust.base_image.check_runtime`.
+    """
+
+    reference: str
+    digest: Digest
+    command: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchor:
+    """The trusted keys by id, the approved base images, and the trains that are known."""
+
+    source: str
+    creators: Mapping[str, str]
+    builders: Mapping[str, str]
+    stations: Mapping[str, str]
+    base_images: tuple[BaseImage, ...] = ()
+    trains: Mapping[str, TrainPin] | None = None
+    any_builder: bool = False
+    """Whether builders are not pinned: the central builder makes a new key for each train (W02)."""
+    any_base: bool = field(default=False)
+    """Whether base images are not pinned."""
+
+    def check_keys(self, config: TrainConfig) -> None:
+        """Check that every key in the config is the pinned one.
+
+        Raises:
+            MissingEvidence: an id that the anchor does not name.
+            BadSignature: another key than the pinned one.
+        """
+        self._check("creator", self.creators, str(config.creator.id), config.creator.key)
+        for stop in config.route:
+            self._check("station", self.stations, str(stop.station), stop.key)
+        builder = config.build.key.fingerprint
+        if not self.any_builder and builder not in self.builders.values():
+            raise BadSignature(f"builder: expected a key pinned by {self.source}, got {builder}",
+                               hint="the train was signed by an unknown builder; if your builder makes a new key for "
+                                    "each train, set policy.any_builder = true in the anchor")
+
+    def _check(self, role: str, pinned: Mapping[str, str], name: str, key: PublicKey) -> None:
+        expected = pinned.get(name)
+        if expected is None:
+            raise MissingEvidence(f"{role} {name!r}: expected a key pinned by {self.source}, got none",
+                                  hint=f"if this {role} is known to you, add its public key to the anchor, "
+                                       "obtained on another way than from the train")
+        if expected != key.fingerprint:
+            raise BadSignature(f"{role} {name!r}: expected key {expected}, got {key.fingerprint}",
+                               hint="the train carries another key than the one you trust; do not run it")
+
+    def pin(self, config: TrainConfig) -> TrainPin | None:
+        """Return what the anchor says about this train; with a ``trains`` table, each train has to be in it.
+
+        Raises:
+            MissingEvidence: it is not.
+        """
+        if self.trains is None:
+            return None
+        pin = self.trains.get(config.id)
+        if pin is None:
+            raise MissingEvidence(f"train {config.id!r}: expected one listed by {self.source}, got none of them",
+                                  hint="add the train to the anchor, or remove its trains table to accept any train "
+                                       "by the pinned creators")
+        return pin
+
+
+def read_anchor(path: Path) -> Anchor:
+    """Return the anchor in the file ``path``; key files in it are relative to its folder.
+
+    Raises:
+        KeyNotFound: the file, or a key file that it names, is not there.
+        MalformedInput: wrong form.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise KeyNotFound(f"anchor {path}: expected a readable file, got: {error.strerror}",
+                          hint="give --anchor FILE or DTRAIN_ANCHOR") from None
+    try:
+        document = tomllib.loads(raw.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise MalformedInput(f"anchor {path}: expected TOML, got an error: {error}") from None
+    return parse_anchor(document, source=str(path), folder=path.parent)
+
+
+def parse_anchor(document: Mapping[str, Any], *, source: str, folder: Path) -> Anchor:
+    """Return the anchor that the TOML ``document`` spells; raises as :func:`read_anchor` does."""
+    fields = Fields(dict(document), f"anchor {source}")
+    version = fields.required("version", int)
+    if version != 1:
+        raise MalformedInput(f"{fields.path('version')}: expected 1, got {version}")
+    unknown = sorted(set(document) - _TABLES)
+    if unknown:  # a misspelled table must not silently trust more, or less
+        raise MalformedInput(f"anchor {source}: expected {', '.join(sorted(_TABLES))}, got {unknown[0]!r}")
+    policy = fields.optional_object("policy")
+    return Anchor(
+        source=source,
+        creators=_keys(fields, "creators", folder),
+        builders=_keys(fields, "builders", folder),
+        stations=_keys(fields, "stations", folder),
+        base_images=tuple(_base(entry) for entry in fields.objects("base_images")),
+        trains=_trains(fields) if "trains" in fields else None,
+        any_builder=bool(policy and policy.optional("any_builder", bool)),
+        any_base=bool(policy and policy.optional("any_base_image", bool)),
+    )
+
+
+def _keys(fields: Fields, role: str, folder: Path) -> dict[str, str]:
+    table = fields.optional_object(role)
+    return {} if table is None else {name: _fingerprint(table.object(name), name, folder) for name in table.raw}
+
+
+def _fingerprint(entry: Fields, name: str, folder: Path) -> str:
+    given = [key for key in ("fingerprint", "pem", "file") if key in entry]
+    if len(given) != 1 or len(entry.raw) != 1:
+        raise MalformedInput(f"{entry.path('')[:-1]}: expected one of fingerprint, pem and file, "
+                             f"got {', '.join(entry.raw) or 'none'}")
+    if given == ["fingerprint"]:
+        fingerprint = entry.required("fingerprint", str)
+        if not _FINGERPRINT.fullmatch(fingerprint):
+            raise MalformedInput(f"{entry.path('fingerprint')}: expected sha256: and 64 hex digits, "
+                                 f"got {fingerprint[:80]!r}", hint="print it with: dtrain key show FILE")
+        return fingerprint
+    if given == ["pem"]:
+        return PublicKey.from_pem(entry.required("pem", str).encode(), of=name).fingerprint
+    path = folder / entry.required("file", str)
+    try:
+        return PublicKey.from_pem(path.read_bytes(), of=f"{name} ({path})").fingerprint
+    except OSError as error:
+        raise KeyNotFound(f"{entry.path('file')}: expected a readable file, got {path}: {error.strerror}") from None
+
+
+def _base(entry: Fields) -> BaseImage:
+    return BaseImage(
+        reference=entry.required("reference", str),
+        digest=Digest.parse(entry.required("digest", str), what=entry.path("digest")),
+        command=entry.strings("command") if "command" in entry else None,
+    )
+
+
+def _trains(fields: Fields) -> dict[str, TrainPin]:
+    table = fields.object("trains")
+    pins = {}
+    for name in table.raw:
+        entry = table.object(name)
+        session = entry.optional("session", str)
+        try:
+            session_id = None if session is None else bytes.fromhex(session)
+        except ValueError:
+            raise MalformedInput(f"{entry.path('session')}: expected hex digits, got {session!r}") from None
+        pins[name] = TrainPin(
+            id=name,
+            creator=entry.optional("creator", str),
+            proposal=entry.optional("proposal", str),
+            session=session_id,
+            source=entry.optional("source", str),
+            route=entry.strings("route") if "route" in entry else None,
+            files=entry.string_map("files") if "files" in entry else None,
+        )
+    return pins
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedKeys:
+    """Trust in whatever keys the train itself carries: what train_lib does, and no protection (W01)."""
+
+    source: str = "the train's own keys (--trust-embedded-keys)"
+    base_images: tuple[BaseImage, ...] = ()
+    any_base: bool = True
+
+    def check_keys(self, config: TrainConfig) -> None:
+        """Check nothing: whoever could write to the registry could have exchanged every key."""
+
+    def pin(self, config: TrainConfig) -> TrainPin | None:
+        """Return ``None``: nothing is known from outside."""
+        return None
+
+
+def render_anchor(
+    *, creators: Mapping[str, PublicKey], builders: Mapping[str, PublicKey], stations: Mapping[str, PublicKey],
+    base_images: tuple[BaseImage, ...], trains: tuple[TrainPin, ...],
+) -> str:
+    """Return the text of an anchor file that pins what is given."""
+    lines = ["# What stations of this train trust. Hand it over on another way than the train.", "version = 1"]
+    for role, keys in (("creators", creators), ("builders", builders), ("stations", stations)):
+        lines += [f"\n[{role}]"]
+        lines += [f'{_quoted(name)} = {{ fingerprint = "{key.fingerprint}" }}' for name, key in keys.items()]
+    for base in base_images:
+        lines += ["\n[[base_images]]", f"reference = {_quoted(base.reference)}", f'digest = "{base.digest}"']
+        if base.command is not None:
+            lines += [f"command = [{', '.join(_quoted(word) for word in base.command)}]"]
+    for pin in trains:
+        lines += [f"\n[trains.{_quoted(pin.id)}]"]
+        lines += [f"{name} = {_quoted(value)}" for name, value in
+                  (("creator", pin.creator), ("proposal", pin.proposal), ("source", pin.source),
+                   ("session", None if pin.session is None else pin.session.hex())) if value is not None]
+        if pin.route is not None:
+            lines += [f"route = [{', '.join(_quoted(name) for name in pin.route)}]"]
+        if pin.files is not None:
+            lines += [f"\n[trains.{_quoted(pin.id)}.files]"]
+            lines += [f'{_quoted(path)} = "{digest}"' for path, digest in pin.files.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """Return a TOML basic string."""
+    escaped = "".join(f"\\u{ord(char):04x}" if ord(char) < 0x20 or char in '"\\\x7f' else char for char in text)
+    return f'"{escaped}"'
