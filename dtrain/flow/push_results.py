@@ -60,7 +60,8 @@ def push_results(
     record = workdir.read_record(folder)
     source = Reference.parse(record.reference)
     place = target or source.with_tag(source.tag or DEFAULT_TAG)
-    with context.spool() as spool, context.connect(source) as parent_place, context.connect(place) as transport:
+    with (workdir.alone(folder), context.spool() as spool, context.connect(source) as parent_place,
+          context.connect(place) as transport):
         parent = fetch_image(parent_place, Digest.parse(record.digest), context).image
         train, stop = _verified(folder, record, key, trust, spool)
         hop = outbox.load(folder, record) or _seal(folder, record, parent, train, stop, key, context)
@@ -69,7 +70,6 @@ def push_results(
             copy_blobs(parent_place, transport, hop.image.manifest.layers[:-1],
                        mount_from=source.repository if source.host == place.host else None)
             _upload(transport, folder, hop)  # nothing is visible yet
-            _check_unchanged_tag(transport, place, record, hop)
             _publish(transport, place, record, hop)
             outbox.mark_published(folder)
     return Published(reference=place.pinned(hop.image.manifest.digest), hop=record.hop,
@@ -131,5 +131,18 @@ def _upload(transport: Transport, folder: Path, hop: outbox.Waiting) -> None:
 
 
 def _publish(transport: Transport, place: Reference, record: workdir.HopRecord, hop: outbox.Waiting) -> None:
-    transport.put_tag(hop_tag(record.hop, record.station), hop.image.manifest)
-    transport.put_tag(place.tag or DEFAULT_TAG, hop.image.manifest)  # the commit point: routers act on it
+    """Let the tags name the hop; the last one is the commit point, on which routers act.
+
+    Registries have no compare-and-swap for tags. All who publish this hop put the same hop tag, so whoever finds
+    another image under it afterwards has lost the race and is told so.
+
+    Raises:
+        Conflict: someone else pushed in the meantime.
+    """
+    tag, digest = hop_tag(record.hop, record.station), hop.image.manifest.digest
+    transport.put_tag(tag, hop.image.manifest)
+    _check_unchanged_tag(transport, place, record, hop)
+    transport.put_tag(place.tag or DEFAULT_TAG, hop.image.manifest)
+    if (current := transport.resolve(tag)) != digest:
+        raise Conflict(f"{place.with_tag(tag)}: expected {digest}, got {current}: this hop was published twice at once",
+                       hint="the other one stands; look at it with: dtrain inspect")

@@ -142,6 +142,18 @@ def _write_all(out: Any, chunk: bytes) -> None:
         view = view[out.write(view):]
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from sealing or publishing this working folder at the same time.
+
+    Raises:
+        StorageProblem: one is doing so.
+    """
+    with storage(folder), (folder / RECORD).open("rb") as record:
+        _lock(record.fileno(), folder)
+        yield
+
+
 def write_sealed(place: Path, sealed: SealedTrain) -> tuple[Digest, int]:
     """Write the encrypted code, query and config of ``sealed`` as a tar; return its digest and size."""
     query = () if sealed.query is None else (sealed.query,)

@@ -36,8 +36,12 @@ def parse_config(raw: bytes, manifest: Manifest) -> ImageConfig:
         MalformedInput: wrong form, or the number of diff_ids or non-empty history entries is not that of the layers.
     """
     what = f"image config {manifest.config.digest.short}"
+    if len(raw) > CONFIG_MAX:
+        raise MalformedInput(f"{what}: expected at most {CONFIG_MAX} bytes, got {len(raw)}")
     fields = Fields(parse_json(raw, what=what), what)
+    fields.check_spelling("os", "architecture", "config", "rootfs", "history")
     rootfs = fields.object("rootfs")
+    rootfs.check_spelling("type", "diff_ids")
     diff_ids = tuple(
         Digest.parse(text, what=f"{rootfs.path('diff_ids')}[{position}]")
         for position, text in enumerate(rootfs.strings("diff_ids"))
@@ -45,8 +49,11 @@ def parse_config(raw: bytes, manifest: Manifest) -> ImageConfig:
     if len(diff_ids) != len(manifest.layers):
         raise MalformedInput(f"{what}: rootfs.diff_ids: expected {len(manifest.layers)}, one for each layer, "
                              f"got {len(diff_ids)}")
-    history = tuple(entry.raw for entry in fields.objects("history"))
-    filled = sum(1 for entry in history if not entry.get("empty_layer"))
+    entries = tuple(fields.objects("history"))
+    for entry in entries:
+        entry.check_spelling("empty_layer")
+    filled = sum(not entry.optional("empty_layer", bool) for entry in entries)
+    history = tuple(entry.raw for entry in entries)
     if history and filled != len(diff_ids):
         raise MalformedInput(f"{what}: history: expected {len(diff_ids)} entries with a layer, got {filled}")
     runtime = fields.optional_object("config")

@@ -10,6 +10,7 @@ from dtrain.errors import MalformedInput
 from dtrain.oci.digest import Digest
 from dtrain.oci.strict_json import Fields
 
+_MEMBERS = ("mediaType", "digest", "size", "urls", "annotations", "data", "platform", "artifactType")
 MAX_SIZE = 2**63 - 1  # bytes; image-spec: int64
 
 
@@ -44,10 +45,13 @@ class Descriptor:
         Raises:
             MalformedInput: a member is missing, of the wrong type, or out of range.
         """
+        fields.check_spelling(*_MEMBERS)
         size = fields.required("size", int)
         if not 0 <= size <= MAX_SIZE:
             raise MalformedInput(f"{fields.path('size')}: expected 0 to {MAX_SIZE}, got {size}")
         platform = fields.optional_object("platform")
+        if platform is not None:
+            platform.check_spelling("os", "architecture", "variant")
         return cls(
             media_type=fields.required("mediaType", str),
             digest=Digest.parse(fields.required("digest", str), what=fields.path("digest")),

@@ -18,6 +18,7 @@ from dtrain.oci.digest import Digest
 from dtrain.oci.strict_json import Fields, parse_json
 
 MANIFEST_MAX = 4 * 2**20  # bytes; distribution-spec: what a registry has to accept, and no more than that
+_MEMBERS = ("schemaVersion", "mediaType", "artifactType", "config", "layers", "manifests", "subject", "annotations")
 LAYERS_MAX = 1024  # layers; runtimes stop at 127 to 500, and E5 asks for a thousand
 
 
@@ -108,6 +109,7 @@ def parse_manifest(fetched: RawManifest) -> Manifest | Index:
     if len(fetched.raw) > MANIFEST_MAX:
         raise MalformedInput(f"{what}: expected at most {MANIFEST_MAX} bytes, got {len(fetched.raw)}")
     fields = Fields(parse_json(fetched.raw, what=what), "")
+    fields.check_spelling(*_MEMBERS)
     version = fields.required("schemaVersion", int)
     if version != 2:
         raise MalformedInput(f"{what}: schemaVersion: expected 2, got {version}",

@@ -12,7 +12,7 @@ from dtrain.oci.digest import Digest
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"  # distribution-spec: <name>
 _REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")  # distribution-spec: <reference> as a tag
-_HOST = re.compile(r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?")
+_HOST = re.compile(r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?|\[[0-9a-fA-F:]+\])(?::(?P<port>[0-9]{1,5}))?")
 NAME_MAX = 255  # characters of host and repository; the usual limit of clients
 DEFAULT_TAG = "latest"
 
@@ -50,16 +50,19 @@ class Reference:
             return cls._layout(text, name.removeprefix("oci:"), digest)
         name, tag = _split_tag(name)
         first, slash, rest = name.partition("/")
-        if slash and (first == "localhost" or "." in first or ":" in first or first.startswith("[")):
+        if slash and _is_host(first):
             host, repository = first, rest
         elif default_host:
+            if not _is_host(default_host):
+                raise MalformedInput(f"default registry: expected HOST.DOMAIN, HOST:PORT or localhost, "
+                                     f"got {default_host!r}", hint=f"add the port, as in {default_host}:443")
             host, repository = default_host, name
         else:
             raise UsageProblem(f"reference {text!r}: expected a registry host, got none",
                                hint="write HOST/REPOSITORY:TAG, or set --registry or DTRAIN_REGISTRY, "
                                     "or use oci:DIR:TAG for an OCI image layout")
-        if not _HOST.fullmatch(host):
-            raise MalformedInput(f"reference {text!r}: expected a host name, got {host!r}")
+        if not (found := _HOST.fullmatch(host)) or not 0 < int(found["port"] or 443) < 2**16:
+            raise MalformedInput(f"reference {text!r}: expected a host name and perhaps a port, got {host!r}")
         if not _REPOSITORY.fullmatch(repository) or len(host) + len(repository) > NAME_MAX:
             raise MalformedInput(f"reference {text!r}: expected a repository name in lower case, got {repository!r}")
         if tag is not None and not _TAG.fullmatch(tag):
@@ -71,6 +74,9 @@ class Reference:
         directory, tag = _split_tag(name)
         if not directory or "\0" in directory:
             raise MalformedInput(f"reference {text!r}: expected oci:DIR[:TAG], got no directory")
+        if ":" in directory or "@" in directory:  # else a reference written down would name another place
+            raise MalformedInput(f"reference {text!r}: expected a folder without ':' and '@', got {directory!r}",
+                                 hint="link to the folder under another name")
         if tag is not None and not _TAG.fullmatch(tag):
             raise MalformedInput(f"reference {text!r}: expected a tag, got {tag!r}")
         return cls(layout=Path(directory), tag=tag, digest=digest)
@@ -112,6 +118,11 @@ def check_tag(tag: str) -> None:
     """
     if not _TAG.fullmatch(tag):
         raise MalformedInput(f"tag: expected 1 to 128 of [A-Za-z0-9_.-], got {tag[:140]!r}")
+
+
+def _is_host(first: str) -> bool:
+    """Whether the first part of a reference is a host rather than a part of a repository's name."""
+    return first == "localhost" or "." in first or ":" in first or first.startswith("[")
 
 
 def _split_tag(name: str) -> tuple[str, str | None]:

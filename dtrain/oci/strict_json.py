@@ -1,13 +1,15 @@
 """JSON from a hostile sender, read once at the edge.
 
-Duplicate keys, NaN, bytes that are not UTF-8 and nesting beyond :data:`MAX_DEPTH` are refused, because two readers
-that disagree about such a document see two documents. :class:`Fields` reads members with their types and names the
+Duplicate keys, NaN, numbers out of range, bytes and escapes that are no Unicode, and nesting beyond
+:data:`MAX_DEPTH` are refused, because two readers that disagree about such a document see two documents. :class:`Fields` reads members with their types and names the
 place in the error: ``route[2].station: expected a string, got 7``.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
@@ -16,6 +18,8 @@ from dtrain.errors import MalformedInput
 T = TypeVar("T")
 
 MAX_DEPTH = 64  # levels; the deepest document of the formats that we read has about six
+_NO_BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.?)*+(?:"|\Z)|[^][{}"]++', re.DOTALL)  # strings, and what else is not nesting
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parse_json(raw: bytes, *, what: str) -> Any:
@@ -25,7 +29,13 @@ def parse_json(raw: bytes, *, what: str) -> Any:
         MalformedInput: not UTF-8, not JSON, a key twice in one object, a number that JSON does not have, too deep.
     """
     def refuse_constant(text: str) -> NoReturn:
-        raise MalformedInput(f"{what}: expected JSON, got the number {text}")
+        raise MalformedInput(f"{what}: expected JSON, got the number {text[:40]}")
+
+    def finite(text: str) -> float:
+        number = float(text)
+        if not math.isfinite(number):
+            refuse_constant(text)
+        return number
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         members = dict(pairs)
@@ -37,34 +47,30 @@ def parse_json(raw: bytes, *, what: str) -> Any:
 
     _check_depth(raw, what)
     try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse_constant)
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse_constant,
+                           parse_float=finite)
+        if _SURROGATE.search(raw):
+            json.dumps(value, ensure_ascii=False).encode()  # half of a pair cannot be encoded
+        return value
     except UnicodeDecodeError as error:
         raise MalformedInput(f"{what}: expected UTF-8, got byte {raw[error.start]:#04x} at {error.start}") from None
+    except UnicodeEncodeError:
+        raise MalformedInput(f"{what}: expected Unicode text, got an escape of half a character") from None
     except (ValueError, RecursionError) as error:  # ValueError: also integers of more digits than Python converts
         raise MalformedInput(f"{what}: expected JSON, got an error: {error}") from None
 
 
 def _check_depth(raw: bytes, what: str) -> None:
-    """Bound the nesting before the parser recurses; brackets inside strings only make the bound stricter."""
+    """Bound the nesting before the parser recurses."""
     if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
         return
     depth = 0
-    in_string = escaped = False
-    for byte in raw:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:  # backslash
-                escaped = True
-            elif byte == 0x22:  # quotation mark
-                in_string = False
-        elif byte == 0x22:
-            in_string = True
-        elif byte in b"[{":
+    for byte in _NO_BRACKETS.sub(b"", raw):
+        if byte in b"[{":
             depth += 1
             if depth > MAX_DEPTH:
                 raise MalformedInput(f"{what}: expected at most {MAX_DEPTH} levels of nesting, got more")
-        elif byte in b"]}":
+        else:
             depth -= 1
 
 
@@ -101,6 +107,20 @@ class Fields:
     def raw(self) -> Mapping[str, Any]:
         """All members as parsed."""
         return self._members
+
+    def check_spelling(self, *names: str) -> None:
+        """Check that no member is one of ``names`` but for the case of letters.
+
+        Go's reader takes such a member for the real one, so docker and podman would see another document than we do.
+
+        Raises:
+            MalformedInput: there is one.
+        """
+        known = {name.casefold(): name for name in names}
+        for key in self._members:
+            name = known.get(key.casefold(), key)
+            if name != key:
+                raise MalformedInput(f"{self.path(key[:80])}: expected the spelling {name!r}, got {key[:80]!r}")
 
     def __contains__(self, key: str) -> bool:
         return self._members.get(key) is not None

@@ -39,6 +39,7 @@ class VerifiedReader(io.RawIOBase):
         self._hash = want.digest.hasher()
         self._got = 0
         self._verified = False
+        self._failure: DigestMismatch | None = None
 
     def readable(self) -> bool:
         return True
@@ -54,6 +55,15 @@ class VerifiedReader(io.RawIOBase):
             while part := self.read(CHUNK):
                 parts.append(part)
             return b"".join(parts)
+        if self._failure is not None:
+            raise self._failure  # whoever tries again gets no other answer
+        try:
+            return self._read(size)
+        except DigestMismatch as error:
+            self._failure = error
+            raise
+
+    def _read(self, size: int) -> bytes:
         if self._verified or size == 0:
             return b""
         data = self._source.read(size)
