@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dtrain.errors import DtrainError
-    from dtrain.flow.build import NewTrain, TrainPlan
+    from dtrain.flow.build import NewTrain
     from dtrain.flow.open_results import OpenedResults
     from dtrain.flow.pull_verify import VerifiedHop
     from dtrain.flow.push_results import Published
-    from dtrain.flow.station import Station
+    from dtrain.flow.station import Station, TrainBuilder
     from dtrain.flow.verify import Verified
     from dtrain.oci.reference import Reference
     from dtrain.version import VERSION as __version__
@@ -30,13 +30,13 @@ _HOMES = {
     "Published": "dtrain.flow.push_results",
     "Reference": "dtrain.oci.reference",
     "Station": "dtrain.flow.station",
-    "TrainPlan": "dtrain.flow.build",
+    "TrainBuilder": "dtrain.flow.station",
     "Verified": "dtrain.flow.verify",
     "VerifiedHop": "dtrain.flow.pull_verify",
 }
 
 __all__ = [
-    "DtrainError", "NewTrain", "OpenedResults", "Published", "Reference", "Station", "TrainPlan", "Verified",
+    "DtrainError", "NewTrain", "OpenedResults", "Published", "Reference", "Station", "TrainBuilder", "Verified",
     "VerifiedHop", "__version__",
 ]
 

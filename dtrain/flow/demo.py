@@ -67,7 +67,7 @@ def demo(folder: Path, *, tell: Callable[[str], None]) -> Shown:
     layout = folder / "registry"  # an OCI image layout stands in for a registry
     context = Context(connect=connector(), state=State(folder / "state"))
     base, train = Reference.parse(f"oci:{layout}:python-base"), Reference.parse(f"oci:{folder / 'train'}")
-    _make_base(base, context)
+    make_base(base, context)
     plan = TrainPlan(id="demo-train", proposal="demo-proposal", creator="creator", creator_key=keys["creator"],
                      builder="builder", builder_key=keys["builder"], code=folder / "algorithm",
                      route=[(name, keys[name].public) for name in AGES])
@@ -106,7 +106,7 @@ def _make_parties(folder: Path, tell: Callable[[str], None]) -> dict[str, Privat
     return keys
 
 
-def _make_base(base: Reference, context: Context) -> None:
+def make_base(base: Reference, context: Context) -> None:
     """Put a base image of one small layer into the layout: the demo runs no container, so it needs no Python."""
     layer = BytesIO()
     writer = LayerWriter(layer, mtime=0)

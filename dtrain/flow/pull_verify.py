@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -95,6 +95,11 @@ def check_own_key(key: PrivateKey, stop: Stop) -> None:
                        f"{key.public.fingerprint}", hint="check --key and --station")
 
 
+def _anywhere(reference: Reference) -> Reference:
+    """Return the reference as it holds in every folder: push-results is called from inside the working folder."""
+    return reference if reference.layout is None else replace(reference, layout=reference.layout.absolute())
+
+
 def _write(
     folder: Path, train: VerifiedTrain, stop: Stop, reference: Reference, pinned: Pinned, layers: FoundLayers,
     trust: Anchor | EmbeddedKeys, context: Context,
@@ -109,7 +114,7 @@ def _write(
         config.write_bytes(train.config.to_bytes())
         config.chmod(0o444)
         record = workdir.HopRecord(
-            reference=str(reference), resolved=str(pinned.resolved), digest=str(pinned.image.manifest.digest),
+            reference=str(_anywhere(reference)), resolved=str(pinned.resolved), digest=str(pinned.image.manifest.digest),
             train=train.config.id, station=str(stop.station), hop=stop.index + 1, stops=len(train.config.route),
             keep_layers=layers.keep, sealed_digest=str(digest), sealed_size=size,
             verified_at=context.now().isoformat(), trust=trust.source,

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
+import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from dtrain.crypto.rsa import PrivateKey
+from dtrain.crypto.rsa import PrivateKey, PublicKey
 from dtrain.crypto.secret import Secret
 from dtrain.errors import MissingEvidence
 from dtrain.flow import push_results, workdir
+from dtrain.flow.build import NewTrain, TrainPlan, build
 from dtrain.flow.context import Context
 from dtrain.flow.open_results import OpenedResults, open_results
 from dtrain.flow.pull_verify import VerifiedHop, pull_verify
 from dtrain.flow.push_results import Published
 from dtrain.flow.verify import Verified, verify
-from dtrain.keystore.pem import read_private_key
+from dtrain.keystore.pem import read_private_key, read_public_key
 from dtrain.oci.reference import Reference
 from dtrain.transport.protocol import Transport
 from dtrain.trust.anchor import Anchor, EmbeddedKeys, read_anchor
@@ -42,15 +44,44 @@ def choose_trust(anchor: Anchor | Path | str | None, *, trust_embedded_keys: boo
              "train itself carries, as train_lib does; then nobody vouches for them")
 
 
-class Station:
-    """A station on the route, or a creator: an id, a private key, and what it trusts.
+class _Party:
+    """Somebody with a private key, who reaches images with certain settings."""
+
+    def __init__(
+        self, name: str, key: PrivateKey | Path | str, *, password: str | None, registry: str | None,
+        plain_http: bool, ca_file: Path | str | None, username: str | None, password_for_registry: str | None,
+        state_dir: Path | str | None, progress: Callable[[int], None] | None, warn: Callable[[str], None] | None,
+    ) -> None:
+        self.name = name
+        self._registry = registry
+        self._warn = warn or (lambda text: warnings.warn(text, stacklevel=4))
+        self._key = self._read_key(key, password)
+        self._context = Context(
+            connect=connector(plain_http=plain_http, ca_file=None if ca_file is None else Path(ca_file),
+                              username=username, password=password_for_registry, progress=progress),
+            state=State(State.default_folder(os.environ) if state_dir is None else Path(state_dir)), warn=self._warn,
+        )
+
+    def _read_key(self, key: PrivateKey | Path | str, password: str | None) -> PrivateKey:
+        if isinstance(key, PrivateKey):
+            return key
+        return read_private_key(Path(key), password=None if password is None else Secret(password), warn=self._warn)
+
+    def _reference(self, reference: str | Reference) -> Reference:
+        if isinstance(reference, Reference):
+            return reference
+        return Reference.parse(reference, default_host=self._registry or os.environ.get("DTRAIN_REGISTRY"))
+
+
+class Station(_Party):
+    """A station on the route, or a creator who opens results: an id, a private key, and what it trusts.
 
     Args:
         station: the id on the route, or the creator's id.
         key: the private key, or a PEM file of it.
         anchor: what is trusted, or an ``anchor.toml``.
-        password: opens the key file.
         trust_embedded_keys: without an anchor, believe the keys that the train carries.
+        password: opens the key file.
         registry: the registry of references that name none.
         plain_http: use http although the registry is not on this machine.
         ca_file: PEM file of the CAs that may vouch for the registry.
@@ -67,25 +98,19 @@ class Station:
 
     def __init__(
         self, station: str, *, key: PrivateKey | Path | str, anchor: Anchor | Path | str | None = None,
-        password: str | None = None, trust_embedded_keys: bool = False, registry: str | None = None,
+        trust_embedded_keys: bool = False, password: str | None = None, registry: str | None = None,
         plain_http: bool = False, ca_file: Path | str | None = None, username: str | None = None,
         password_for_registry: str | None = None, state_dir: Path | str | None = None,
         progress: Callable[[int], None] | None = None, warn: Callable[[str], None] | None = None,
     ) -> None:
-        warn = warn or (lambda text: warnings.warn(text, stacklevel=3))
-        self.station = station
-        self._registry = registry
+        super().__init__(
+            station, key, password=password, registry=registry, plain_http=plain_http, ca_file=ca_file,
+            username=username, password_for_registry=password_for_registry, state_dir=state_dir, progress=progress,
+            warn=warn)
         self._trust = choose_trust(anchor, trust_embedded_keys=trust_embedded_keys)
         if isinstance(self._trust, EmbeddedKeys):
-            warn("trusting the keys that the train itself carries: whoever can write to the registry can be anyone")
-        self._key = key if isinstance(key, PrivateKey) else read_private_key(
-            Path(key), password=None if password is None else Secret(password), warn=warn)
-        folder = Path(state_dir) if state_dir is not None else State.default_folder(os.environ)
-        self._context = Context(
-            connect=connector(plain_http=plain_http, ca_file=None if ca_file is None else Path(ca_file),
-                              username=username, password=password_for_registry, progress=progress),
-            state=State(folder), warn=warn,
-        )
+            self._warn("trusting the keys that the train itself carries: whoever can write to the registry can be "
+                       "anyone")
 
     def pull_verify(self, reference: str | Reference, folder: Path | str | None = None) -> VerifiedHop:
         """Verify the train at ``reference`` and decrypt it into ``folder`` (default: the repository's last part).
@@ -93,7 +118,7 @@ class Station:
         Raises: as :func:`dtrain.flow.pull_verify.pull_verify`.
         """
         place = self._reference(reference)
-        return pull_verify(place, Path(folder or place.name), station=self.station, key=self._key, trust=self._trust,
+        return pull_verify(place, Path(folder or place.name), station=self.name, key=self._key, trust=self._trust,
                            context=self._context)
 
     def push_results(self, hop: VerifiedHop | Path | str, *, target: str | Reference | None = None) -> Published:
@@ -128,10 +153,62 @@ class Station:
         """
         return VerifiedHop(folder=Path(folder), record=workdir.read_record(Path(folder)))
 
-    def _reference(self, reference: str | Reference) -> Reference:
-        if isinstance(reference, Reference):
-            return reference
-        return Reference.parse(reference, default_host=self._registry or os.environ.get("DTRAIN_REGISTRY"))
+
+class TrainBuilder(_Party):
+    """A creator who makes trains.
+
+    Args:
+        creator: the creator's id.
+        key: the creator's private key, or a PEM file of it.
+        builder: the builder's id, for the anchor.
+        builder_key: the builder's private key, or a PEM file of it; by default the creator's.
+        password: opens the key files.
+
+    The others, and what is raised, as for :class:`Station`.
+    """
+
+    def __init__(
+        self, creator: str, *, key: PrivateKey | Path | str, builder: str = "builder",
+        builder_key: PrivateKey | Path | str | None = None, password: str | None = None, registry: str | None = None,
+        plain_http: bool = False, ca_file: Path | str | None = None, username: str | None = None,
+        password_for_registry: str | None = None, state_dir: Path | str | None = None,
+        progress: Callable[[int], None] | None = None, warn: Callable[[str], None] | None = None,
+    ) -> None:
+        super().__init__(
+            creator, key, password=password, registry=registry, plain_http=plain_http, ca_file=ca_file,
+            username=username, password_for_registry=password_for_registry, state_dir=state_dir, progress=progress,
+            warn=warn)
+        self._builder = builder
+        self._builder_key = self._key if builder_key is None else self._read_key(builder_key, password)
+
+    def build(
+        self, code: Path | str, *, base: str | Reference, to: str | Reference,
+        route: Mapping[str, PublicKey | Path | str], train_id: str | None = None, proposal: str = "none",
+        query: bytes | None = None, command: Sequence[str] = ("python",), entrypoint: str = "entrypoint.py",
+    ) -> NewTrain:
+        """Make a train from the files in ``code`` on the image ``base`` and publish it at ``to``.
+
+        Args:
+            code: folder of the algorithm.
+            base: the image that the train stands on.
+            to: repository or layout; no train may be there.
+            route: stations in order, each with its public key or a PEM file of it.
+            train_id: by default a new UUID.
+            proposal: id of the proposal.
+            query: the content of ``query.json``.
+            command: the words before the path of the entry point in ``Cmd``.
+            entrypoint: the file in ``code`` that starts the algorithm.
+
+        Raises: as :func:`dtrain.flow.build.build`.
+        """
+        plan = TrainPlan(
+            id=train_id or str(uuid.uuid4()), proposal=proposal, creator=self.name, creator_key=self._key,
+            builder=self._builder, builder_key=self._builder_key, code=Path(code), query=query,
+            command=tuple(command), entrypoint=entrypoint,
+            route=[(station, key if isinstance(key, PublicKey) else read_public_key(Path(key), of=f"station {station}"))
+                   for station, key in route.items()],
+        )
+        return build(plan, self._reference(base), self._reference(to), context=self._context)
 
 
 def connector(

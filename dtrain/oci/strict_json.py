@@ -1,8 +1,9 @@
 """JSON from a hostile sender, read once at the edge.
 
 Duplicate keys, NaN, numbers out of range, bytes and escapes that are no Unicode, and nesting beyond
-:data:`MAX_DEPTH` are refused, because two readers that disagree about such a document see two documents. :class:`Fields` reads members with their types and names the
-place in the error: ``route[2].station: expected a string, got 7``.
+:data:`MAX_DEPTH` are refused, because two readers that disagree about such a document see two documents.
+:class:`Fields` reads members with their types and names the place in the error:
+``route[2].station: expected a string, got 7``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dtrain.errors import MalformedInput
 T = TypeVar("T")
 
 MAX_DEPTH = 64  # levels; the deepest document of the formats that we read has about six
-_NO_BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.?)*+(?:"|\Z)|[^][{}"]++', re.DOTALL)  # strings, and what else is not nesting
+_STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.?)*+(?:"|\Z)|[][{}]', re.DOTALL)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -65,12 +66,12 @@ def _check_depth(raw: bytes, what: str) -> None:
     if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
         return
     depth = 0
-    for byte in _NO_BRACKETS.sub(b"", raw):
-        if byte in b"[{":
+    for token in _STRING_OR_BRACKET.finditer(raw):
+        if token[0] in (b"[", b"{"):
             depth += 1
             if depth > MAX_DEPTH:
                 raise MalformedInput(f"{what}: expected at most {MAX_DEPTH} levels of nesting, got more")
-        else:
+        elif token[0] in (b"]", b"}"):
             depth -= 1
 
 

@@ -252,7 +252,7 @@ class Layout:
             path, folder = self._directory, root
             for name in names:
                 path /= name
-                with _disk(path, passing=(FileNotFoundError,)):
+                with _disk(path, passing=() if make else (FileNotFoundError,)):
                     if make:
                         with contextlib.suppress(FileExistsError):
                             os.mkdir(name, dir_fd=folder)
