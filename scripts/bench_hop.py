@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def put_base(context: Context, reference: Reference, size: int) -> None:
             media_type=media_types.OCI_MANIFEST, config=Descriptor.of(config, media_types.OCI_CONFIG),
             layers=[Descriptor(media_type=media_types.OCI_LAYER, digest=digest, size=length)])
         with context.connect(reference) as place:
-            place.put_blob(manifest.layers[0], lambda: open(tar.name, "rb"))
+            place.put_blob(manifest.layers[0], partial(open, tar.name, "rb"))
             place.put_blob(manifest.config, lambda: BytesIO(config))
             place.put_manifest(manifest)
             place.put_tag("latest", manifest)
@@ -156,7 +157,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
     runs = []
-    print(f"{'base MB':>8} {'results MB':>11} {'command':<13} {'seconds':>8} {'peak MB':>8} {'received':>13} {'sent':>13}")
+
+    print(f"{'base MB':>8} {'results MB':>11} {'command':<13} {'seconds':>8} {'peak MB':>8} "
+          f"{'received':>13} {'sent':>13}")
     with registry("plain") as server:
         for base_mb in (int(size) for size in options.bases.split(",")):
             with tempfile.TemporaryDirectory(prefix="bench-") as folder:

@@ -111,11 +111,12 @@ def _write(
                               writable=False)
         workdir.write_entries(staging / paths.RESULTS, train.results(), writable=True)
         config = staging / paths.CONFIG
-        config.write_bytes(train.config.to_bytes())
+        config.write_bytes(train.sealed.raw_config)
         config.chmod(0o444)
         record = workdir.HopRecord(
-            reference=str(_anywhere(reference)), resolved=str(pinned.resolved), digest=str(pinned.image.manifest.digest),
-            train=train.config.id, station=str(stop.station), hop=stop.index + 1, stops=len(train.config.route),
+            reference=str(_anywhere(reference)), resolved=str(pinned.resolved),
+            digest=str(pinned.image.manifest.digest), train=train.config.id, station=str(stop.station),
+            hop=stop.index + 1, stops=len(train.config.route),
             keep_layers=layers.keep, sealed_digest=str(digest), sealed_size=size,
             verified_at=context.now().isoformat(), trust=trust.source,
         )

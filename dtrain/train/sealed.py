@@ -22,6 +22,8 @@ class SealedTrain:
     """
 
     config: TrainConfig
+    raw_config: bytes = field(repr=False)
+    """The document as it stands in the image."""
     tree: Tree = field(repr=False)
     code: Mapping[str, Entry] = field(repr=False)
     query: Entry | None = field(repr=False)
@@ -42,8 +44,10 @@ def read_train(tree: Tree) -> SealedTrain:
     """
     code = _files_below(tree, paths.CODE)
     query = code.pop(paths.QUERY, None)
+    raw = _read_config(tree)
     return SealedTrain(
-        config=parse_train_config(_read_config(tree)),
+        config=parse_train_config(raw),
+        raw_config=raw,
         tree=tree,
         code={path: entry for path, entry in code.items() if entry.kind is Kind.FILE},
         query=query,
