@@ -20,7 +20,7 @@ from dtrain.train.config import TrainConfig
 from dtrain.train.pin import TrainPin
 
 _FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
-_TABLES = {"version", "creators", "builders", "stations", "base_images", "trains", "policy"}
+_TABLES = ("version", "creators", "builders", "stations", "base_images", "trains", "policy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,10 +118,10 @@ def parse_anchor(document: Mapping[str, Any], *, source: str, folder: Path) -> A
     version = fields.required("version", int)
     if version != 1:
         raise MalformedInput(f"{fields.path('version')}: expected 1, got {version}")
-    unknown = sorted(set(document) - _TABLES)
-    if unknown:  # a misspelled table must not silently trust more, or less
-        raise MalformedInput(f"anchor {source}: expected {', '.join(sorted(_TABLES))}, got {unknown[0]!r}")
+    _only(fields, *_TABLES)
     policy = fields.optional_object("policy")
+    if policy is not None:
+        _only(policy, "any_builder", "any_base_image")
     return Anchor(
         source=source,
         creators=_keys(fields, "creators", folder),
@@ -132,6 +132,13 @@ def parse_anchor(document: Mapping[str, Any], *, source: str, folder: Path) -> A
         any_builder=bool(policy and policy.optional("any_builder", bool)),
         any_base=bool(policy and policy.optional("any_base_image", bool)),
     )
+
+
+def _only(fields: Fields, *known: str) -> None:
+    """Check that there is no other member: a misspelled one must not silently trust more, or less."""
+    for name in fields.raw:
+        if name not in known:
+            raise MalformedInput(f"{fields.path(name)}: expected one of {', '.join(known)}, got {name!r}")
 
 
 def _keys(fields: Fields, role: str, folder: Path) -> dict[str, str]:
@@ -160,6 +167,7 @@ def _fingerprint(entry: Fields, name: str, folder: Path) -> str:
 
 
 def _base(entry: Fields) -> BaseImage:
+    _only(entry, "reference", "digest", "command")
     return BaseImage(
         reference=entry.required("reference", str),
         digest=Digest.parse(entry.required("digest", str), what=entry.path("digest")),
@@ -172,6 +180,7 @@ def _trains(fields: Fields) -> dict[str, TrainPin]:
     pins = {}
     for name in table.raw:
         entry = table.object(name)
+        _only(entry, "creator", "proposal", "source", "session", "route", "files")
         session = entry.optional("session", str)
         try:
             session_id = None if session is None else bytes.fromhex(session)
