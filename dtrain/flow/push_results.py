@@ -62,11 +62,12 @@ def push_results(
     place = target or source.with_tag(source.tag or DEFAULT_TAG)
     with (workdir.alone(folder), context.spool() as spool, context.connect(source) as parent_place,
           context.connect(place) as transport):
-        parent = fetch_image(parent_place, Digest.parse(record.digest), context).image
-        train, stop = _verified(folder, record, key, trust, spool)
-        hop = outbox.load(folder, record) or _seal(folder, record, parent, train, stop, key, context)
-        _check_unchanged_tag(transport, place, record, hop)
-        if not hop.published:
+        hop = outbox.load(folder, record)
+        if hop is None or not hop.published:  # a published hop may have gone further, and its repository with it
+            train, stop = _verified(folder, record, key, trust, spool)
+            parent = fetch_image(parent_place, Digest.parse(record.digest), context).image
+            hop = hop or _seal(folder, record, parent, train, stop, key, context)
+            _check_unchanged_tag(transport, place, record, hop)
             copy_blobs(parent_place, transport, hop.image.manifest.layers[:-1],
                        mount_from=source.repository if source.host == place.host else None)
             _upload(transport, folder, hop)  # nothing is visible yet
@@ -115,8 +116,8 @@ def _check_unchanged_tag(
     current = transport.resolve(place.tag or DEFAULT_TAG)
     expected = {record.resolved, record.digest, str(hop.image.manifest.digest)}
     elsewhere = place.place != Reference.parse(record.reference).place
-    if hop.published or (current is None and elsewhere):
-        return  # published before, and perhaps gone further since; or the first image at a new place
+    if current is None and elsewhere:
+        return  # the first image at a new place
     if str(current) not in expected:
         raise Conflict(f"{place}: expected {record.resolved}, the image that was verified, got {current}",
                        hint="someone else pushed in the meantime; nothing was published. "

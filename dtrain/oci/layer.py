@@ -1,12 +1,14 @@
 """Reading a layer tar from an untrusted stream (image-spec: layer.md), keeping only what is wanted.
 
 ``tarfile`` decodes each header. The walk over them is ours, because its stream reader takes extended headers of any
-size into memory, ends silently at a header that it does not understand, and keeps every member.
+size into memory, ends silently at a header that it does not understand, and keeps every member. Where tar readers
+disagree, this one does as Go's ``archive/tar``, which the container runtimes share, or refuses.
 """
 
 from __future__ import annotations
 
 import hashlib
+import posixpath
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -82,7 +84,7 @@ def read_layer(
     tar = _Tar(open_layer_stream(blob, media_type))
     entries, first_other, offset = [], None, spool.seek(0, 2)
     while (member := tar.next_member()) is not None:
-        path = _normal(member.name)
+        path = _path(member.name, wanted)
         if path is None or not _is_wanted(path, wanted):
             if first_other is None:
                 first_other = member.name[:PATH_MAX]
@@ -115,8 +117,16 @@ def _is_wanted(path: str, wanted: Callable[[str], bool]) -> bool:
     return wanted(path)
 
 
+def _path(name: str, wanted: Callable[[str], bool]) -> str | None:
+    """Return ``name`` as every runtime reads it; ``None`` for one that climbs and is not wanted wherever it ends."""
+    path = _normal(name)
+    if path is None and _is_wanted(posixpath.normpath("/" + name).lstrip("/"), wanted):
+        raise UnsafeArchive(f"{name[:80]!r}: expected a plain name for a path of the train, got one with ..")
+    return path
+
+
 def _normal(name: str) -> str | None:
-    """Return ``name`` as every runtime reads it, or ``None`` when it stays ambiguous, which no train's path may be."""
+    """Return ``name`` without empty and ``.`` components, or ``None`` when it holds ``..``."""
     path = "/".join(part for part in name.split("/") if part not in ("", "."))
     return None if ".." in path.split("/") else path
 
@@ -133,7 +143,7 @@ def _entry(path: str, member: tarfile.TarInfo) -> Entry | None:
         hidden = name[len(_WHITEOUT):]
         return Entry(path=f"{folder}/{hidden}" if folder else hidden, kind=Kind.WHITEOUT)
     kinds = {
-        tarfile.REGTYPE: Kind.FILE, tarfile.AREGTYPE: Kind.FILE, tarfile.CONTTYPE: Kind.FILE,
+        tarfile.REGTYPE: Kind.FILE, tarfile.AREGTYPE: Kind.FILE,
         tarfile.DIRTYPE: Kind.DIRECTORY, tarfile.SYMTYPE: Kind.SYMLINK, tarfile.LNKTYPE: Kind.HARDLINK,
         tarfile.CHRTYPE: Kind.DEVICE, tarfile.BLKTYPE: Kind.DEVICE, tarfile.FIFOTYPE: Kind.FIFO,
     }
@@ -174,43 +184,49 @@ class _Tar:
         self._read_some = stream.read  # type: ignore[attr-defined]
         self._hash = hashlib.sha256()
         self._buffer = memoryview(b"")
-        self._ended = False
-        self._defaults: dict[str, str] = {}
 
     def digest(self) -> Digest:
         """Return the sha256 of the uncompressed tar."""
         return Digest("sha256", self._hash.hexdigest())
 
     def next_member(self) -> tarfile.TarInfo | None:
-        """Return the next member with its extended headers applied, or ``None`` at the end."""
-        extended: dict[str, str] = {}
+        """Return the next member with its extended headers applied, or ``None`` at the end.
+
+        Readers disagree on several extended headers of one kind, on PAX against GNU names, and on global names; a
+        train must not be one thing here and another in the runtime, so all of that is refused.
+        """
+        extended: dict[str, str] | None = None
         long_name = long_link = None
         while True:
             member = self._header()
+            pending = extended is not None or long_name is not None or long_link is not None
             if member is None:
-                if extended or long_name or long_link:
+                if pending:
                     raise UnsafeArchive("layer: expected a member behind its extended header, got the end")
                 return None
-            if member.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
-                extended |= self._pax(member)
-            elif member.type == tarfile.XGLTYPE:
-                self._defaults |= self._pax(member)
-            elif member.type == tarfile.GNUTYPE_LONGNAME:
+            if member.type == tarfile.XHDTYPE and extended is None:
+                extended = self._pax(member)
+            elif member.type == tarfile.GNUTYPE_LONGNAME and long_name is None:
                 long_name = self._long(member)
-            elif member.type == tarfile.GNUTYPE_LONGLINK:
+            elif member.type == tarfile.GNUTYPE_LONGLINK and long_link is None:
                 long_link = self._long(member)
+            elif member.type == tarfile.XGLTYPE and not pending:
+                _refuse(self._pax(member), "a global extended header", "path", "linkpath", "size")
+            elif member.type in _EXTENDED:
+                raise UnsafeArchive("layer: expected one extended header of a kind before a member, got another one")
             else:
                 break
-        headers = self._defaults | extended
-        member.name = headers.get("path", long_name or member.name)
-        member.linkname = headers.get("linkpath", long_link or member.linkname)
+        headers = {key: value for key, value in (extended or {}).items() if value}
+        _refuse(headers, "an extended header beside a GNU name", *(["path"] if long_name is not None else []),
+                *(["linkpath"] if long_link is not None else []))
+        member.name = headers.get("path") or long_name or member.name
+        member.linkname = headers.get("linkpath") or long_link or member.linkname
         if "size" in headers:
             member.size = _pax_size(headers["size"])
-        if member.type in (tarfile.GNUTYPE_SPARSE, b"M", b"V", b"D") or any(key.startswith("GNU.sparse")
-                                                                          for key in headers):
-            raise UnsafeArchive(f"{member.name[:80]!r}: expected a plain member, got a sparse or multi-volume one")
-        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE):
-            member.size = member.size if member.type not in _WITHOUT_CONTENT else 0
+        if member.type == tarfile.AREGTYPE and member.name.endswith("/"):
+            member.type = tarfile.DIRTYPE  # the oldest format has no folders of their own
+        if member.type in _WITHOUT_CONTENT:
+            member.size = 0
         return member
 
     def skip(self, size: int) -> None:
@@ -229,18 +245,24 @@ class _Tar:
             self._buffer = memoryview(b"")
 
     def _header(self) -> tarfile.TarInfo | None:
+        if not self._fill():
+            return None  # the two zero blocks are missing, which every reader accepts
         block = self._take(_BLOCK)
         if not any(block):
-            second = self._take(_BLOCK)
-            if any(second):
+            if self._fill() and any(self._take(_BLOCK)):
                 raise UnsafeArchive("layer: expected two zero blocks at the end of the tar, got one")
             return None
         try:
             member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        except tarfile.HeaderError as error:
+        except (tarfile.HeaderError, ValueError) as error:
             raise UnsafeArchive(f"layer: expected a tar header, got an error: {error}") from None
+        member.type, member.name = block[156:157], _header_name(block)  # tarfile guesses where runtimes do not
         if member.size < 0:
             raise UnsafeArchive(f"{member.name[:80]!r}: expected a size, got {member.size}")
+        if member.type == tarfile.GNUTYPE_SPARSE:
+            more = block[482]
+            while more:  # the map of an old GNU sparse file goes on in blocks of its own
+                more = self._take(_BLOCK)[504]
         return member
 
     def _pax(self, member: tarfile.TarInfo) -> dict[str, str]:
@@ -257,10 +279,13 @@ class _Tar:
                 raise UnsafeArchive("layer: expected records in an extended header, got a broken one")
             records[key.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
             start = end
+        _refuse(records, "an extended header", *(key for key in records if key.startswith("GNU.sparse")))
+        if any("\0" in records.get(key, "") for key in ("path", "linkpath")):
+            raise UnsafeArchive("layer: expected a name in an extended header, got one with a NUL byte")
         return records
 
     def _long(self, member: tarfile.TarInfo) -> str:
-        return self._payload(member, LONG_NAME_MAX).rstrip(b"\0").decode("utf-8", "surrogateescape")
+        return self._payload(member, LONG_NAME_MAX).partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
     def _payload(self, member: tarfile.TarInfo, limit: int) -> bytes:
         if member.size > limit:
@@ -305,6 +330,22 @@ class _Tar:
 
 _WITHOUT_CONTENT = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE,
                     tarfile.DIRTYPE)
+_EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+
+
+def _header_name(block: bytes) -> str:
+    """Return the name that a header block itself states: only POSIX headers have a prefix, star's is shorter."""
+    name = block[:100].partition(b"\0")[0]
+    if block[257:263] == b"ustar\0":
+        prefix = block[345:476 if block[508:512] == b"tar\0" else 500].partition(b"\0")[0]
+        name = prefix + b"/" + name if prefix else name
+    return name.decode("utf-8", "surrogateescape")
+
+
+def _refuse(records: dict[str, str], what: str, *keys: str) -> None:
+    for key in keys:
+        if key in records:
+            raise UnsafeArchive(f"layer: expected no {key} in {what}, got {records[key][:80]!r}")
 
 
 def _pax_size(text: str) -> int:

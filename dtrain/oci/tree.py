@@ -102,6 +102,10 @@ def merge(layers: Sequence[LayerContents]) -> Tree:
 def _hide(merged: dict[str, Entry], layer: LayerContents) -> None:
     """Apply the layer's whiteouts to what lies below it, wherever they stand in its tar."""
     gone = {entry.path for entry in layer.entries if entry.kind is Kind.WHITEOUT}
+    for entry in layer.entries if gone else ():
+        if entry.kind not in (Kind.WHITEOUT, Kind.OPAQUE) and not gone.isdisjoint((entry.path, *_folders(entry.path))):
+            # image-spec: only lower layers are meant; but runtimes apply it in the order of the tar
+            raise UnsafeArchive(f"/{entry.path}: expected it or its whiteout in a layer, got both")
     emptied = {entry.path for entry in layer.entries if entry.kind is Kind.OPAQUE} | gone
     if emptied:
         for path in [path for path in merged if path in gone or not emptied.isdisjoint(_folders(path))]:

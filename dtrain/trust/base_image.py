@@ -15,11 +15,12 @@ from dtrain.errors import MissingEvidence, VerificationFailed
 from dtrain.oci.config import ImageConfig
 from dtrain.oci.digest import Digest
 from dtrain.oci.manifest import Manifest
+from dtrain.oci.strict_json import Fields
 from dtrain.train import paths
 from dtrain.trust.anchor import BaseImage
 
 _COMPARED = ("Env", "Entrypoint", "User", "WorkingDir", "Volumes", "ExposedPorts", "StopSignal", "Shell",
-             "Healthcheck", "OnBuild")
+             "Healthcheck", "OnBuild", "Labels", "NetworkDisabled", "ArgsEscaped")
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
 _ADDED_BY_COMMIT = {"TERM=xterm", "container=podman", "container=oci"}  # podman's commit adds these, in any order
 
@@ -46,7 +47,7 @@ def check_runtime(image: ImageConfig, base: ApprovedBase, files: frozenset[str])
     """Check that the image's configuration is that of its base, but for the command that starts the train.
 
     ``Cmd`` may name the train's entry point: after the words that the anchor pins as ``command``, or, where it pins
-    none, after a single word.
+    none, after a single word without a slash.
 
     Args:
         image: the train's configuration.
@@ -59,6 +60,7 @@ def check_runtime(image: ImageConfig, base: ApprovedBase, files: frozenset[str])
     if (image.os, image.architecture) != (base.config.os, base.config.architecture):
         raise VerificationFailed(f"image config: expected {base.config.os}/{base.config.architecture}, "
                                  f"got {image.os}/{image.architecture}")
+    Fields(dict(image.runtime), "image config").check_spelling(*_COMPARED, "Cmd")
     for member in _COMPARED:
         expected, got = base.config.runtime.get(member), image.runtime.get(member)
         if member == "Env":
@@ -69,11 +71,12 @@ def check_runtime(image: ImageConfig, base: ApprovedBase, files: frozenset[str])
     expected, got = base.config.runtime.get("Cmd") or [], image.runtime.get("Cmd") or []
     if got == expected:
         return
-    entry = str(got[-1]).removeprefix(f"/{paths.CODE}/")
+    words = [word for word in got if isinstance(word, str)] if isinstance(got, list) else []
+    entry = words[-1].removeprefix(f"/{paths.CODE}/") if words and words == got else ""
     pinned = base.approval.command
-    words_fit = len(got) == 2 if pinned is None else tuple(got[:-1]) == pinned
-    if not words_fit or entry not in files or entry == got[-1]:
-        wanted = "one word" if pinned is None else repr(list(pinned))
+    words_fit = len(words) == 2 and "/" not in words[0] if pinned is None else tuple(words[:-1]) == pinned
+    if not words_fit or entry not in files or entry == words[-1]:
+        wanted = "the name of a program" if pinned is None else repr(list(pinned))
         raise VerificationFailed(
             f"image config: Cmd: expected that of the base image, or {wanted} and a file of /{paths.CODE}, got {got!r}",
             hint="if this command is right, pin its first words as command in the anchor's base_images",
