@@ -35,7 +35,8 @@ class Waiting:
     """A sealed image that waits in the outbox, or has been published from it."""
 
     image: Image
-    published: bool
+    published: str | None
+    """Where it was published, as a reference; ``None`` while it waits."""
 
 
 def seal_into(
@@ -54,9 +55,9 @@ def seal_into(
         (outbox / _MANIFEST).write_bytes(image.manifest.raw)
         _replace(outbox / _RECORD, json.dumps({
             "parent": record.digest, "digest": str(image.manifest.digest), "session": hop.config.session_id.hex(),
-            "result_hash": (hop.config.result_hash or b"").hex(), "published": False,
+            "result_hash": (hop.config.result_hash or b"").hex(), "published": None,
         }, indent=2).encode())
-    return Waiting(image=image, published=False)
+    return Waiting(image=image, published=None)
 
 
 def load(folder: Path, record: HopRecord) -> Waiting | None:
@@ -74,7 +75,7 @@ def load(folder: Path, record: HopRecord) -> Waiting | None:
     found = Fields(parse_json(raw, what=str(outbox / _RECORD)), str(outbox / _RECORD))
     if found.required("parent", str) != record.digest:
         return None
-    published = found.required("published", bool)
+    published = found.optional("published", str)
     if found.required("result_hash", str) != _hash_results(folder, bytes.fromhex(found.required("session", str))).hex():
         if published:
             raise Conflict(f"{folder}: expected the results that were published as {found.required('digest', str)}, "
@@ -92,12 +93,12 @@ def open_layer(folder: Path) -> BinaryIO:
     return (folder / OUTBOX / _LAYER).open("rb")
 
 
-def mark_published(folder: Path) -> None:
+def mark_published(folder: Path, place: str) -> None:
     """Note that others can see the hop, and drop its layer, which the registry has now."""
     outbox = folder / OUTBOX
     with storage(outbox):
         found = json.loads((outbox / _RECORD).read_bytes())
-        _replace(outbox / _RECORD, json.dumps({**found, "published": True}, indent=2).encode())
+        _replace(outbox / _RECORD, json.dumps({**found, "published": place}, indent=2).encode())
     with contextlib.suppress(OSError):
         (outbox / _LAYER).unlink()
 

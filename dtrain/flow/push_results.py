@@ -72,9 +72,12 @@ def push_results(
                        mount_from=source.repository if source.host == place.host else None)
             _upload(transport, folder, hop)  # nothing is visible yet
             _publish(transport, place, record, hop)
-            outbox.mark_published(folder)
+            outbox.mark_published(folder, str(place))
+        elif hop.published != str(place):
+            raise Conflict(f"{folder}: expected a hop that goes to {place}, got one that was published at "
+                           f"{hop.published}", hint="a hop is published once; copy it with: skopeo copy")
     return Published(reference=place.pinned(hop.image.manifest.digest), hop=record.hop,
-                     tag=hop_tag(record.hop, record.station), train=record.train, already=hop.published)
+                     tag=hop_tag(record.hop, record.station), train=record.train, already=hop.published is not None)
 
 
 def _verified(
