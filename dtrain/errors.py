@@ -55,6 +55,20 @@ class BadSignature(VerificationFailed):
     kind = "signature"
 
 
+class Expired(VerificationFailed):
+    """Signed metadata is past its date, or the clock here is behind the date of its signature."""
+
+    exit_status = 13
+    kind = "expired"
+
+
+class Rollback(VerificationFailed):
+    """Signed metadata is older than what was seen before, or there are two versions of the same number."""
+
+    exit_status = 14
+    kind = "rollback"
+
+
 class MissingEvidence(VerificationFailed):
     """Nothing trusted vouches for it: no anchor, an unknown key, an image base that nobody approved."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,28 +10,42 @@ import typer
 
 from dtrain.cli import options, output
 from dtrain.cli.options import Json, PasswordFile
-from dtrain.errors import MalformedInput, UsageProblem
+from dtrain.errors import UsageProblem
 
 app = typer.Typer(help="Keys of stations and creators.", no_args_is_help=True, rich_markup_mode=None)
+
+
+class KeyKind(StrEnum):
+    """A kind of key."""
+
+    RSA = "rsa"
+    ED25519 = "ed25519"
 
 
 @app.command("new")
 def new(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write the private key.")],
     bits: Annotated[int, typer.Option("--bits", help="Size of the RSA key: 2048 to 4096.")] = 3072,
+    only: Annotated[KeyKind | None, typer.Option(
+        "--only", help="Make one key: rsa, which PHT asks for, or ed25519, which signs metadata.")] = None,
     key_password_file: PasswordFile = None, json: Json = False,
 ) -> None:
-    """Make an RSA key pair: FILE (mode 0600) and, beside it, NAME.pub.pem.
+    """Make the keys of a station or creator: FILE (mode 0600) and, beside it, NAME.pub.pem.
 
-    Prints the fingerprint. The private key is encrypted when there is a password.
+    Each file holds two keys: the RSA key that PHT asks for, and an Ed25519 key that signs metadata. Prints the
+    fingerprint of the RSA key. Private keys are encrypted when there is a password.
     """
     from dtrain.crypto.rsa import PrivateKey
+    from dtrain.crypto.signing import SigningKey
     from dtrain.keystore.pem import write_key_pair
 
-    key = PrivateKey.generate(bits)
-    public = write_key_pair(key, file, password=options.key_password(key_password_file))
-    output.result(key.public.fingerprint, as_json=json, schema="dtrain/key/v1", members={
-        "fingerprint": key.public.fingerprint, "bits": bits, "private": str(file), "public": str(public)})
+    key = None if only is KeyKind.ED25519 else PrivateKey.generate(bits)
+    signing = None if only is KeyKind.RSA else SigningKey.generate()
+    public = write_key_pair(key, file, password=options.key_password(key_password_file), signing=signing)
+    fingerprints = [one.public.fingerprint for one in (key, signing) if one is not None]
+    output.result(fingerprints[0], as_json=json, schema="dtrain/key/v1", members={
+        "fingerprint": fingerprints[0], "signing_fingerprint": fingerprints[-1],
+        "bits": None if key is None else bits, "private": str(file), "public": str(public)})
 
 
 @app.command("show")
@@ -40,14 +55,13 @@ def show(
     key_password_file: PasswordFile = None, json: Json = False,
 ) -> None:
     """Print the fingerprint of a key, as an anchor pins it."""
-    from dtrain.keystore.pem import read_private_key, read_public_key
+    from dtrain.keystore.pem import read_all_public
 
     if public and json:
         raise UsageProblem("--public and --json: expected one of them, got both")
-    try:
-        key = read_public_key(file, of="key")
-    except (UsageProblem, MalformedInput):
-        key = read_private_key(file, password=options.key_password(key_password_file), warn=output.warn).public
-    text = key.pem().decode().rstrip() if public else f"{key.fingerprint}  RSA {key.bits}"
-    output.result(text, as_json=json, schema="dtrain/key/v1",
-                  members={"fingerprint": key.fingerprint, "bits": key.bits})
+    keys = read_all_public(file, password=options.key_password(key_password_file), warn=output.warn)
+    shown = [f"{key.fingerprint}  {key.kind}" for key in keys]
+    text = b"".join(key.pem() for key in keys).decode().rstrip() if public else "\n".join(shown)
+    output.result(text, as_json=json, schema="dtrain/key/v1", members={
+        "fingerprint": keys[0].fingerprint, "signing_fingerprint": next(
+            (key for key in keys if not key.is_rsa), keys[0]).fingerprint, "kinds": [key.kind for key in keys]})

@@ -3,68 +3,97 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dtrain.cli import options, output
-from dtrain.cli.options import (
-    AnchorFile,
-    CaFile,
-    ClientCert,
-    ClientKey,
-    Embedded,
-    Host,
-    Json,
-    PlainHttp,
-    Progress,
-    ProgressMode,
-    Quiet,
-    Ref,
-    StateDir,
-    Surroundings,
-)  # fmt: skip
+from dtrain.cli import output
+from dtrain.cli.options import Believing, Ref, Surroundings, expanded
 
 if TYPE_CHECKING:
+    from dtrain.flow.verify import Verified
     from dtrain.train.config import TrainConfig
+    from dtrain.trust.attested import AttestedHop
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands of this file."""
-    app.command("verify")(verify)
-    app.command("inspect")(inspect)
+    app.command("verify")(expanded(verify))
+    app.command("inspect")(expanded(inspect))
 
 
 def verify(
-    ref: Ref, anchor: AnchorFile = None, trust_embedded_keys: Embedded = False, state_dir: StateDir = None,
-    registry: Host = None, plain_http: PlainHttp = False, ca_file: CaFile = None, client_cert: ClientCert = None,
-    client_key: ClientKey = None, json: Json = False, quiet: Quiet = False, progress: ProgressMode = Progress.AUTO,
+    *, ref: Ref, every_image: Annotated[bool, typer.Option(
+        "--every-image", help="Check the images of earlier hops too, not their metadata alone.")] = False,
+    believing: Believing, around: Surroundings,
 ) -> None:
-    """Check all that needs no private key: keys, route, every signature, the file set, and what the image changed.
+    """Check all that needs no private key: metadata of every hop, keys, route, signatures, the file set, and what the
+    image changed.
 
     Prints the pinned reference. Plaintext is not looked at: that takes a station's or the creator's key.
     """
     from dtrain.flow.verify import verify as flow
 
-    around = Surroundings(registry=registry, plain_http=plain_http, ca_file=ca_file, client_cert=client_cert,
-                          client_key=client_key, state_dir=state_dir, json=json, quiet=quiet, progress=progress)
-    found = flow(around.reference(ref), trust=options.trust(anchor, trust_embedded_keys), context=around.context())
-    if not quiet:
-        for line in _route_lines(found.config):
-            output.note(line)
-        if not found.base_checked:
-            output.warn("the image was not held against an approved base image")
-    output.result(str(found.reference), as_json=json, schema="dtrain/verify/v1", members={
+    found = flow(around.reference(ref), trust=believing.trust(), context=around.context(believing),
+                 every_image=every_image)
+    attested = found.attested
+    for line in _route_lines(found.config) if attested is None else _audit_lines(found):
+        around.note(line)
+    if not found.base_checked:
+        around.warn("the image was not held against an approved base image")
+    around.result(str(found.reference), "dtrain/verify/v1", {
         "reference": str(found.reference), "digest": str(found.reference.digest), "trust": found.trust,
         "base_checked": found.base_checked, **_train_members(found.config),
+        "metadata": None if attested is None else {
+            "digest": str(attested.metadata), "version": attested.version, "root_version": attested.root_version,
+            "issued": attested.issued.isoformat(), "expires": attested.expires.isoformat(),
+            "stale_seconds": None if attested.stale is None else int(attested.stale.total_seconds()),
+            "deadline": attested.descriptor.deadline.isoformat()},
+        "hops": [] if attested is None else [_hop_members(hop, found) for hop in attested.hops],
+        "unattested": [] if attested is None else [gap.to_custom() for gap in (*attested.unattested(),
+                                                                              *found.unattested)],
     })
 
 
-def inspect(
-    ref: Ref, state_dir: StateDir = None, registry: Host = None, plain_http: PlainHttp = False, ca_file: CaFile = None,
-    client_cert: ClientCert = None, client_key: ClientKey = None, json: Json = False, quiet: Quiet = False,
-    progress: ProgressMode = Progress.AUTO,
-) -> None:
+def _hop_members(hop: AttestedHop, found: Verified) -> dict[str, Any]:
+    statement = hop.statement
+    return {
+        "hop": hop.number, "station": hop.station, "digest": str(hop.digest), "signers": list(hop.signers),
+        "keys": list(hop.keys), "issued": None if statement is None else statement.issued.isoformat(),
+        "parent": None if statement is None else str(statement.parent),
+        "results": None if statement is None else {"files": statement.result_files, "bytes": statement.result_bytes},
+        "tool": None if statement is None else statement.tool,
+        "image": "checked" if hop.number in found.images_checked
+        else "gone" if hop.number in found.images_gone else "not looked at",
+    }
+
+
+def _audit_lines(found: Verified) -> list[str]:
+    attested = found.attested
+    if attested is None:
+        return []
+    lines = [f"metadata  version {attested.version} of {attested.issued:%Y-%m-%d %H:%M} UTC, "
+             f"valid until {attested.expires:%Y-%m-%d %H:%M}; root {attested.root_version}"]
+    before = None
+    for hop in attested.hops:
+        statement = hop.statement
+        if statement is not None:
+            lines += [f"hop {gap.number:>3}   {gap.station}  no metadata; received and vouched for by {hop.station}"
+                      for gap in statement.unattested]
+        what = "the new train" if statement is None else (
+            f"{statement.issued:%Y-%m-%d %H:%M}  results: {statement.result_files} files, "
+            f"{statement.result_bytes} bytes encrypted"
+            + ("" if before is None else f" (before: {before.result_files}, {before.result_bytes})"))
+        lines.append(f"hop {hop.number:>3}   {hop.station or found.config.creator.id}  {hop.digest}  "
+                     f"signed by {', '.join(hop.signers)}  {what}")
+        before = statement or before
+    lines += [f"hop {gap.number:>3}   {gap.station}  no metadata; accepted as the anchor says"
+              for gap in found.unattested]
+    return lines + [f"stop {number:>2}   {station}  to come" for number, station in
+                    enumerate(attested.descriptor.stations, start=1) if number > found.done]
+
+
+def inspect(*, ref: Ref, around: Surroundings) -> None:
     """Show what the train at REF, or the working folder REF, says of itself. Nothing is verified."""
     from dtrain.flow.inspect import inspect as flow
     from dtrain.flow.workdir import RECORD, read_record
@@ -73,8 +102,6 @@ def inspect(
         record = read_record(Path(ref))
         output.result(record.to_bytes().decode().rstrip(), as_json=False, schema="", members={})
         return
-    around = Surroundings(registry=registry, plain_http=plain_http, ca_file=ca_file, client_cert=client_cert,
-                          client_key=client_key, state_dir=state_dir, json=json, quiet=quiet, progress=progress)
     found = flow(around.reference(ref), context=around.context())
     manifest, train = found.image.manifest, found.train
     members: dict[str, Any] = {
@@ -84,7 +111,7 @@ def inspect(
         **_train_members(train.config),
         "files": list(train.config.file_list), "query": train.query is not None,
         "results": {path: entry.size for path, entry in train.result_files.items()},
-        "hops": list(found.hops),
+        "hops": list(found.hops), "metadata": dict(found.metadata),
     }
     lines = [
         f"{found.reference}  (not verified)",
@@ -97,8 +124,9 @@ def inspect(
         f"image     {manifest.media_type}, {len(manifest.layers)} layers, {members['image_bytes']} bytes",
         *_route_lines(train.config),
         *(f"hop tag   {tag}" for tag in found.hops),
+        *(f"metadata  {name}, version {version}" for name, version in found.metadata.items()),
     ]
-    output.result(output.shown("\n".join(lines)), as_json=json, schema="dtrain/inspect/v1", members=members)
+    around.result(output.shown("\n".join(lines)), "dtrain/inspect/v1", members)
 
 
 def _route_lines(config: TrainConfig) -> list[str]:

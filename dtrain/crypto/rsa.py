@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa, utils
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from dtrain.crypto.secret import Secret
 from dtrain.errors import BadSignature, MalformedInput, WrongKey
@@ -59,7 +60,7 @@ class PublicKey:
     @classmethod
     def of(cls, key: rsa.RSAPublicKey, *, of: str) -> PublicKey:
         """Return the identity of ``key``; raises as :meth:`from_pem` does."""
-        _check_size(key.key_size, of)
+        check_size(key.key_size, of)
         der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
         return cls(f"sha256:{hashlib.sha256(der).hexdigest()}", key)
 
@@ -107,10 +108,10 @@ class PublicKey:
 class PrivateKey:
     """An RSA private key; never shown, never written."""
 
-    __slots__ = ("_key", "public")
+    __slots__ = ("handle", "public")
 
     def __init__(self, key: rsa.RSAPrivateKey, *, of: str) -> None:
-        self._key = key
+        self.handle = key
         self.public = PublicKey.of(key.public_key(), of=of)
 
     @classmethod
@@ -121,18 +122,7 @@ class PrivateKey:
             WrongKey: the password is missing, superfluous or wrong, or the key is not RSA of 2048 to 4096 bits.
             MalformedInput: no private key in it.
         """
-        try:
-            key = serialization.load_pem_private_key(pem, None if password is None else password.reveal().encode())
-        except TypeError:
-            if password is None:
-                raise WrongKey(f"{of}: expected a password, got none: the key is encrypted",
-                               hint="give --key-password-file or PRIVATE_KEY_PASSWORD") from None
-            # train_lib's stations have a password in their environment even for keys without one
-            return cls.from_pem(pem, password=None, of=of)
-        except (ValueError, UnsupportedAlgorithm):
-            if b"ENCRYPTED" in pem and password is not None:
-                raise WrongKey(f"{of}: expected the password of this key, got a wrong one") from None
-            raise MalformedInput(f"{of}: expected a PEM private key, got something else") from None
+        key = load_private(pem, password=password, of=of)
         if not isinstance(key, rsa.RSAPrivateKey):
             raise WrongKey(f"{of}: expected an RSA key, got {type(key).__name__.strip('_')}",
                            hint="PHT trains need RSA keys of 2048 to 4096 bits; make one with: dtrain key new")
@@ -141,16 +131,16 @@ class PrivateKey:
     @classmethod
     def generate(cls, bits: int) -> PrivateKey:
         """Return a new key of ``bits`` bits."""
-        _check_size(bits, "the new key")
+        check_size(bits, "the new key")
         return cls(rsa.generate_private_key(public_exponent=65537, key_size=bits), of="the new key")
 
     def sign_pkcs1(self, message: bytes) -> bytes:
         """Return the RSASSA-PKCS1-v1_5 signature with SHA-512 over ``message``."""
-        return self._key.sign(message, padding.PKCS1v15(), hashes.SHA512())
+        return self.handle.sign(message, padding.PKCS1v15(), hashes.SHA512())
 
     def sign_pss(self, digest: bytes) -> bytes:
         """Return the RSASSA-PSS signature of the 64-byte ``digest``, with a salt of maximum length."""
-        return self._key.sign(digest, _PSS, _PREHASHED)
+        return self.handle.sign(digest, _PSS, _PREHASHED)
 
     def unwrap(self, wrapped: bytes, *, of: str) -> Secret[bytes]:
         """Return the file key that was wrapped for this key.
@@ -159,7 +149,7 @@ class PrivateKey:
             WrongKey: it was wrapped for another key, or what is inside is no AES-256 key.
         """
         try:
-            file_key = self._key.decrypt(wrapped, _OAEP)
+            file_key = self.handle.decrypt(wrapped, _OAEP)
         except ValueError:
             raise WrongKey(f"{of}: expected a key wrapped for {self.public.fingerprint[:19]}, "
                            "got one that it does not open") from None
@@ -169,12 +159,7 @@ class PrivateKey:
 
     def pem(self, password: Secret[str] | None) -> Secret[bytes]:
         """Return the PKCS#8 PEM text, encrypted when there is a password."""
-        encryption: serialization.KeySerializationEncryption = (
-            serialization.NoEncryption() if password is None
-            else serialization.BestAvailableEncryption(password.reveal().encode())
-        )
-        form = serialization.PrivateFormat.PKCS8
-        return Secret(self._key.private_bytes(serialization.Encoding.PEM, form, encryption))
+        return private_pem(self.handle, password)
 
     def __repr__(self) -> str:
         return f"PrivateKey(… of {self.public.fingerprint})"
@@ -183,6 +168,42 @@ class PrivateKey:
         raise TypeError("a PrivateKey is not pickled")
 
 
-def _check_size(bits: int, of: str) -> None:
+def check_size(bits: int, of: str) -> None:
+    """Check the size of a modulus.
+
+    Raises:
+        WrongKey: it is outside 2048 to 4096 bits.
+    """
     if not MIN_BITS <= bits <= MAX_BITS:
         raise WrongKey(f"key of {of}: expected an RSA key of {MIN_BITS} to {MAX_BITS} bits, got {bits}")
+
+
+def load_private(pem: bytes, *, password: Secret[str] | None, of: str) -> PrivateKeyTypes:
+    """Return the private key, of whatever kind, of a PKCS#8 or traditional PEM text, encrypted or not.
+
+    Raises:
+        WrongKey: the password is missing or wrong.
+        MalformedInput: no private key in it.
+    """
+    try:
+        return serialization.load_pem_private_key(pem, None if password is None else password.reveal().encode())
+    except TypeError:
+        if password is None:
+            raise WrongKey(f"{of}: expected a password, got none: the key is encrypted",
+                           hint="give --key-password-file or PRIVATE_KEY_PASSWORD") from None
+        # train_lib's stations have a password in their environment even for keys without one
+        return load_private(pem, password=None, of=of)
+    except (ValueError, UnsupportedAlgorithm):
+        if b"ENCRYPTED" in pem and password is not None:
+            raise WrongKey(f"{of}: expected the password of this key, got a wrong one") from None
+        raise MalformedInput(f"{of}: expected a PEM private key, got something else") from None
+
+
+def private_pem(key: PrivateKeyTypes, password: Secret[str] | None) -> Secret[bytes]:
+    """Return the PKCS#8 PEM text of a private key, encrypted when there is a password."""
+    encryption: serialization.KeySerializationEncryption = (
+        serialization.NoEncryption() if password is None
+        else serialization.BestAvailableEncryption(password.reveal().encode())
+    )
+    form = serialization.PrivateFormat.PKCS8
+    return Secret(key.private_bytes(serialization.Encoding.PEM, form, encryption))

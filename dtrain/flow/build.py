@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from dtrain.crypto.rsa import PrivateKey, PublicKey
+from dtrain.crypto.signing import SigningKey, VerifyKey
 from dtrain.errors import Conflict, StorageProblem, UsageProblem
+from dtrain.flow.attest import publish_train
 from dtrain.flow.context import Context
 from dtrain.flow.fetch import fetch_image, read_layers
 from dtrain.oci.digest import Digest
@@ -28,10 +30,35 @@ from dtrain.train.route import hop_tag, visited
 from dtrain.train.seal import seal_new
 from dtrain.transport.copy import copy_blobs
 from dtrain.transport.protocol import Transport
-from dtrain.trust.anchor import BaseImage, render_anchor
+from dtrain.trust.anchor import Anchor, BaseImage, PinnedRoot, render_anchor
+from dtrain.trust.base_image import ApprovedBase
+from dtrain.trust.root import Consortium, draft_root, parse_root, read_consortium, sign_root
+from dtrain.trust.statements import SignedFile, describe
 from dtrain.version import VERSION
 
 BASE_TAG = "base"
+TRAIN_LIFE = ROOT_LIFE = timedelta(days=365)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedPlan:
+    """What the metadata of a train needs; what is left out is taken from the train's own keys.
+
+    Args:
+        creator_key: signs as creator.
+        builder_key: signs as builder, where the root names builders.
+        station_keys: what stations sign metadata with.
+        roots: the consortium's root metadata in ascending versions; without it the creator is his own consortium.
+        deadline: when every signature of the train ends.
+        dwell_days: how long a station may leave the train before it starts.
+    """
+
+    creator_key: SigningKey | None = None
+    builder_key: SigningKey | None = None
+    station_keys: Mapping[str, VerifyKey] = field(default_factory=dict, hash=False)
+    roots: tuple[bytes, ...] = ()
+    deadline: datetime | None = None
+    dwell_days: int = 35
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +84,8 @@ class TrainPlan:
     command: tuple[str, ...] = ("python",)
     entrypoint: str = "entrypoint.py"
     eco_system: str = "tue"
+    signed: SignedPlan | None = field(default_factory=SignedPlan)
+    """How its metadata is signed; ``None`` makes a plain PHT train, which nobody with a root will accept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +130,10 @@ def build(plan: TrainPlan, base: Reference, target: Reference, *, context: Conte
                    mount_from=base.repository if base.host == target.host else None)
         _put(transport, based, empty)
         _put(transport, latest, full)
-        for tag, made in ((BASE_TAG, based), (hop_tag(0), latest), (DEFAULT_TAG, latest)):  # latest starts the route
-            transport.put_tag(tag, made.manifest)
+        transport.put_tag(BASE_TAG, based.manifest)
+        transport.put_tag(hop_tag(0), latest.manifest)
+        root = _attest(target, transport, plan, latest, hop.config, files, context)  # before the route starts
+        transport.put_tag(DEFAULT_TAG, latest.manifest)
     source = base.with_tag(base.tag or DEFAULT_TAG)
     train = TrainPin(id=plan.id, creator=str(hop.config.creator.id), proposal=str(hop.config.proposal_id),
                      session=hop.config.session_id, source=source_of(hop.config),
@@ -111,9 +142,50 @@ def build(plan: TrainPlan, base: Reference, target: Reference, *, context: Conte
         creators={plan.creator: plan.creator_key.public}, builders={plan.builder: plan.builder_key.public},
         stations=dict(plan.route), trains=(train,),
         base_images=(BaseImage(reference=str(source), digest=image.manifest.digest, command=plan.command),),
+        root=root,
     )
     return NewTrain(reference=target.pinned(latest.manifest.digest), train=plan.id, anchor=anchor,
                     base=target.with_tag(BASE_TAG).pinned(based.manifest.digest))
+
+
+def _attest(
+    target: Reference, transport: Transport, plan: TrainPlan, latest: Image, config: TrainConfig,
+    files: Sequence[PlainFile], context: Context,
+) -> PinnedRoot | None:
+    """Publish the metadata of the new train and return the root that stations pin."""
+    if plan.signed is None:
+        return None
+    signed, now = plan.signed, context.now()
+    creator = signed.creator_key or SigningKey.of_rsa(plan.creator_key)
+    stations = {station: signed.station_keys.get(station) or VerifyKey.of_rsa(key) for station, key in plan.route}
+    roots = signed.roots or (_own_root(plan.creator, creator, stations, now),)
+    root = parse_root(roots[-1], what="root")
+    consortium = read_consortium(root.signed)
+    pinned = PinnedRoot(keys=tuple(key.fingerprint for key in consortium.keyholders.values()),
+                        threshold=consortium.threshold, repository=context.trust_repository)
+    builder = [signed.builder_key or SigningKey.of_rsa(plan.builder_key)] if consortium.builders else []
+    descriptor = describe(
+        config, name=target.name, deadline=signed.deadline or now + TRAIN_LIFE, dwell_days=signed.dwell_days,
+        files=_signed_files(plan, files), base=ApprovedBase.of(latest, name=config.source.address, layers=-1))
+    anchor = Anchor(source="the new anchor", creators={}, builders={}, stations={},
+                    root=PinnedRoot(document=roots[0], repository=pinned.repository))
+    publish_train(target, transport, latest.manifest, descriptor, roots=roots, stations=stations,
+                  signing=[creator, *builder], anchor=anchor, context=context)
+    return pinned
+
+
+def _own_root(name: str, creator: SigningKey, stations: Mapping[str, VerifyKey], now: datetime) -> bytes:
+    """Return the root of a consortium that consists of the creator and the stations of the route."""
+    consortium = Consortium(keyholders={name: creator.public}, creators={name: creator.public}, stations=stations)
+    root = draft_root(consortium, version=1, expires=now + ROOT_LIFE)
+    sign_root(root, creator, None)
+    return root.to_bytes()
+
+
+def _signed_files(plan: TrainPlan, files: Sequence[PlainFile]) -> dict[str, SignedFile]:
+    digests = _digests(plan, files)
+    return {file.path: SignedFile(size=file.size, mode=file.mode & 0o777, sha256=digests[file.path])
+            for file in (*files, *filter(None, [_query(plan)]))}
 
 
 def _code(plan: TrainPlan) -> tuple[PlainFile, ...]:

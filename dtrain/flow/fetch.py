@@ -18,7 +18,8 @@ from dtrain.oci.reference import Reference
 from dtrain.oci.tree import Tree, merge
 from dtrain.train import paths
 from dtrain.transport.protocol import Transport
-from dtrain.trust.anchor import BaseImage
+from dtrain.trust.anchor import Anchor, BaseImage, EmbeddedKeys
+from dtrain.trust.attested import AttestedTrain
 from dtrain.trust.base_image import ApprovedBase, no_base
 from dtrain.trust.state import LayerVerdict, State
 
@@ -71,15 +72,28 @@ def _with_config(transport: Transport, manifest: Manifest) -> Image:
     return Image(manifest=manifest, config=parse_config(raw, manifest))
 
 
-def find_base(image: Image, approved: Sequence[BaseImage], *, any_base: bool, source: str, context: Context
-              ) -> ApprovedBase | None:
+def find_bases(
+    image: Image, trust: Anchor | EmbeddedKeys | AttestedTrain, context: Context
+) -> tuple[ApprovedBase, ...]:
+    """Return the bases that the image stands on: the anchor's and the one that the creator signed, the longest first.
+
+    Raises:
+        MissingEvidence: it does not stand on one that it has to.
+        TransportError: it may stand on one whose documents could not be fetched.
+    """
+    approved = _find_base(image, trust.base_images, any_base=trust.any_base, source=trust.source, context=context)
+    signed = trust.base if isinstance(trust, AttestedTrain) else None
+    if signed is not None and not signed.carries(image.config):
+        raise no_base("the creator")
+    return tuple(sorted((base for base in (approved, signed) if base is not None),
+                        key=lambda base: len(base.layers), reverse=True))
+
+
+def _find_base(image: Image, approved: Sequence[BaseImage], *, any_base: bool, source: str, context: Context
+               ) -> ApprovedBase | None:
     """Return the approved base that the image stands on, or ``None`` when none is asked for.
 
     The longest base wins, so that an approved image built on another approved one is found as itself.
-
-    Raises:
-        MissingEvidence: it stands on none of them.
-        TransportError: it may stand on one whose documents could not be fetched.
     """
     bases, problem = [], None
     for approval in approved:
@@ -89,7 +103,7 @@ def find_base(image: Image, approved: Sequence[BaseImage], *, any_base: bool, so
             problem = problem or error
     carrying = [base for base in bases if base.carries(image.config)]
     if carrying:
-        return max(carrying, key=lambda base: len(base.config.diff_ids))
+        return max(carrying, key=lambda base: len(base.layers))
     if any_base:
         return None
     raise problem or no_base(source)
@@ -101,14 +115,15 @@ def _fetch_base(approval: BaseImage, context: Context) -> ApprovedBase:
     if known is not None:
         manifest = parse_manifest(RawManifest(raw=known, media_type=None, digest=approval.digest))
         if isinstance(manifest, Manifest) and (raw := context.state.document(manifest.config.digest)) is not None:
-            return ApprovedBase(approval=approval, manifest=manifest, config=parse_config(raw, manifest))
+            image = Image(manifest=manifest, config=parse_config(raw, manifest))
+            return ApprovedBase.of(image, name=approval.reference, command=approval.command)
     with context.connect(Reference.parse(approval.reference)) as transport:
         pinned = fetch_image(transport, approval.digest, context)
     image = pinned.image
     if image.manifest.digest == approval.digest:  # an index is resolved again: which image it gives depends on us
         context.state.keep_document(approval.digest, image.manifest.raw)
         context.state.keep_document(image.manifest.config.digest, image.config.raw)
-    return ApprovedBase(approval=approval, manifest=image.manifest, config=image.config)
+    return ApprovedBase.of(image, name=approval.reference, command=approval.command)
 
 
 def read_layers(transport: Transport, image: Image, base: ApprovedBase | None, *, state: State, spool: BinaryIO
@@ -123,8 +138,8 @@ def read_layers(transport: Transport, image: Image, base: ApprovedBase | None, *
         UnsafeArchive: a layer holds something that must not be unpacked.
         DigestMismatch: a layer's content is not what its digest or diff_id says.
     """
-    below = 0 if base is None else len(base.config.diff_ids)
-    approved = {} if base is None else base.layers()
+    approved = {} if base is None else dict(base.layers)
+    below = 0 if base is None else len(base.layers)
     contents, keep = [], []
     for position, (layer, diff_id) in enumerate(zip(image.manifest.layers, image.config.diff_ids, strict=True)):
         verdict = state.verdict(layer.digest)
@@ -143,7 +158,7 @@ def read_layers(transport: Transport, image: Image, base: ApprovedBase | None, *
         if base is not None and position >= below and other is not None:
             raise VerificationFailed(
                 f"layer {position}: expected only the train's own paths above the base image "
-                f"{base.approval.reference}, got {other}", hint="something outside /opt was changed; do not run it")
+                f"{base.name}, got {other}", hint="something outside /opt was changed; do not run it")
         if position < below or other is not None:
             keep.append(position)
     return FoundLayers(tree=merge(contents), keep=tuple(keep))

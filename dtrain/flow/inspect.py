@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dtrain.errors import MalformedInput
@@ -15,6 +16,8 @@ from dtrain.train import paths
 from dtrain.train.route import parse_hop_tag
 from dtrain.train.sealed import SealedTrain, read_train
 from dtrain.transport.protocol import Transport
+from dtrain.trust.artifact import StoredFiles, fetch_artifact, parse_name
+from dtrain.trust.editor import parsed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +30,8 @@ class Inspected:
     train: SealedTrain
     hops: tuple[str, ...]
     """Tags that keep the images of hops, in ascending order."""
+    metadata: Mapping[str, int]
+    """The version of each role of the signed metadata beside it; empty where there is none."""
 
 
 def inspect(reference: Reference, *, context: Context) -> Inspected:
@@ -41,8 +46,17 @@ def inspect(reference: Reference, *, context: Context) -> Inspected:
         return Inspected(
             reference=reference.pinned(pinned.image.manifest.digest), image=pinned.image,
             train=_top_train(transport, pinned.image, context),
-            hops=tuple(tag for tag in transport.tags() if parse_hop_tag(tag)),
+            hops=tuple(tag for tag in transport.tags() if parse_hop_tag(tag)), metadata=_metadata(transport),
         )
+
+
+def _metadata(transport: Transport) -> dict[str, int]:
+    artifact = fetch_artifact(transport)
+    if artifact is None:
+        return {}
+    files = StoredFiles(transport, artifact)
+    roles = sorted({named[0] for name in files if (named := parse_name(name)) is not None})
+    return {role: parsed(files, role).signed.version for role in roles}
 
 
 def _top_train(transport: Transport, image: Image, context: Context) -> SealedTrain:

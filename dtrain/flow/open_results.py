@@ -8,6 +8,7 @@ from pathlib import Path
 from dtrain.crypto.rsa import PrivateKey
 from dtrain.errors import RouteProblem, WrongKey
 from dtrain.flow import workdir
+from dtrain.flow.believe import believe
 from dtrain.flow.context import Context
 from dtrain.flow.fetch import fetch_image
 from dtrain.flow.pull_verify import check_train
@@ -43,8 +44,10 @@ def open_results(
     """
     workdir.check_free(folder)
     with context.connect(reference) as transport, context.spool() as spool:
-        pinned = fetch_image(transport, reference.selector, context)
-        checked, _ = check_train(transport, pinned, trust, spool, context)
+        believed = believe(reference, transport, trust, context)
+        pinned = fetch_image(transport, believed.selector, context)
+        checked, _ = check_train(transport, pinned, believed.trust, spool, context)
+        believed.check_image(checked, pinned.image.manifest)
         creator, stops = checked.config.creator, len(checked.config.route)
         if key.public != creator.key:
             raise WrongKey(f"creator {creator.id}: expected the private key of {creator.key.fingerprint}, got that of "

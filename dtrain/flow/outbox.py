@@ -9,7 +9,8 @@ import contextlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,16 +32,31 @@ _MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a station can state about a hop that it has sealed."""
+
+    config: str
+    """Hex sha256 of ``train_config.json``."""
+    result_hash: str
+    chain: str
+    result_files: int
+    result_bytes: int
+    sealed_at: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
     """A sealed image that waits in the outbox, or has been published from it."""
 
     image: Image
+    facts: Facts
     published: str | None
     """Where it was published, as a reference; ``None`` while it waits."""
 
 
 def seal_into(
-    folder: Path, record: HopRecord, seal: Callable[[BinaryIO], SealedHop], make_image: Callable[[SealedHop], Image]
+    folder: Path, record: HopRecord, seal: Callable[[BinaryIO], SealedHop], make_image: Callable[[SealedHop], Image],
+    *, now: datetime,
 ) -> Waiting:
     """Seal the hop into the outbox of ``folder``; whatever was left there half-written is overwritten."""
     outbox = folder / OUTBOX
@@ -53,11 +69,15 @@ def seal_into(
         image = make_image(hop)
         (outbox / _CONFIG).write_bytes(image.config.raw)
         (outbox / _MANIFEST).write_bytes(image.manifest.raw)
+        link = hop.config.route[record.hop - 1].link
+        facts = Facts(config=hop.config_digest.hex, result_hash=(hop.config.result_hash or b"").hex(),
+                      chain="" if link is None else link.digest.hex(), result_files=hop.result_files,
+                      result_bytes=hop.result_bytes, sealed_at=now.isoformat())
         _replace(outbox / _RECORD, json.dumps({
             "parent": record.digest, "digest": str(image.manifest.digest), "session": hop.config.session_id.hex(),
-            "result_hash": (hop.config.result_hash or b"").hex(), "published": None,
+            "published": None, **asdict(facts),
         }, indent=2).encode())
-    return Waiting(image=image, published=None)
+    return Waiting(image=image, facts=facts, published=None)
 
 
 def load(folder: Path, record: HopRecord) -> Waiting | None:
@@ -85,7 +105,11 @@ def load(folder: Path, record: HopRecord) -> Waiting | None:
     parsed = parse_manifest(RawManifest(raw=manifest, media_type=None, digest=digest))
     if Digest.of(manifest) != digest or not isinstance(parsed, Manifest) or Digest.of(config) != parsed.config.digest:
         return None
-    return Waiting(image=Image(manifest=parsed, config=parse_config(config, parsed)), published=published)
+    facts = Facts(
+        config=found.required("config", str), result_hash=found.required("result_hash", str),
+        chain=found.required("chain", str), result_files=found.required("result_files", int),
+        result_bytes=found.required("result_bytes", int), sealed_at=found.required("sealed_at", str))
+    return Waiting(image=Image(manifest=parsed, config=parse_config(config, parsed)), facts=facts, published=published)
 
 
 def open_layer(folder: Path) -> BinaryIO:

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dtrain.crypto.rsa import PrivateKey
+from dtrain.crypto.signing import SigningKey
 from dtrain.errors import WrongKey
 from dtrain.flow import workdir
+from dtrain.flow.attest import check_signing_key
+from dtrain.flow.believe import Believed, believe
 from dtrain.flow.context import Context
-from dtrain.flow.fetch import FoundLayers, Pinned, fetch_image, find_base, read_layers
+from dtrain.flow.fetch import FoundLayers, Pinned, fetch_image, find_bases, read_layers
 from dtrain.oci.reference import Reference
 from dtrain.train import paths
 from dtrain.train.cargo import VerifiedTrain, open_cargo, verify_cargo
@@ -20,7 +23,9 @@ from dtrain.train.route import check_turn
 from dtrain.train.sealed import read_train
 from dtrain.transport.protocol import Transport
 from dtrain.trust.anchor import Anchor, EmbeddedKeys
+from dtrain.trust.attested import AttestedTrain
 from dtrain.trust.base_image import check_runtime
+from dtrain.trust.statements import Unattested
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +48,20 @@ class VerifiedHop:
 
 def pull_verify(
     reference: Reference, folder: Path, *, station: str, key: PrivateKey, trust: Anchor | EmbeddedKeys,
-    context: Context,
+    context: Context, signing_key: SigningKey | None = None,
 ) -> VerifiedHop:
     """Verify the train at ``reference`` for ``station`` and decrypt it into ``folder``.
 
     Nothing is written to ``folder`` before everything has been verified, and then all of it at once.
+
+    Args:
+        reference: the train.
+        folder: the working folder to make.
+        station: the station's id on the route.
+        key: its RSA key.
+        trust: what is trusted from outside.
+        context: the surroundings.
+        signing_key: the key that it signs metadata with; by default ``key``.
 
     Raises:
         VerificationFailed: one of its kinds; the train must not be run.
@@ -58,17 +72,22 @@ def pull_verify(
     """
     workdir.check_free(folder)
     with context.connect(reference) as transport, context.spool() as spool:
-        pinned = fetch_image(transport, reference.selector, context)  # from here on the tag is never read again
-        checked, layers = check_train(transport, pinned, trust, spool, context)  # all that needs no key
+        believed = believe(reference, transport, trust, context, station=station)  # signed metadata first
+        pinned = fetch_image(transport, believed.selector, context)  # from here on the tag is never read again
+        checked, layers = check_train(transport, pinned, believed.trust, spool, context)  # all that needs no key
+        gap = believed.check_image(checked, pinned.image.manifest)
         stop = check_turn(checked.config, station)
         check_own_key(key, stop)
+        check_signing_key(signing_key or SigningKey.of_rsa(key), believed.attested, station)
         cargo = open_cargo(checked.sealed, key, wrapped=stop.encrypted_key, of=f"file key for {stop}")
         train = verify_cargo(cargo, checked.pin)  # all that needs plaintext
-        return _write(folder, train, stop, reference, pinned, layers, trust, context)
+        record = _record(train, stop, reference, pinned, layers, believed, gap, context)
+        return _write(folder, train, record)
 
 
 def check_train(
-    transport: Transport, pinned: Pinned, trust: Anchor | EmbeddedKeys, spool: BinaryIO, context: Context
+    transport: Transport, pinned: Pinned, trust: Anchor | EmbeddedKeys | AttestedTrain, spool: BinaryIO,
+    context: Context,
 ) -> tuple[CheckedTrain, FoundLayers]:
     """Return the image's train after every check that needs no private key.
 
@@ -76,10 +95,10 @@ def check_train(
         VerificationFailed: one of its kinds, for the first check that does not hold.
     """
     image = pinned.image
-    base = find_base(image, trust.base_images, any_base=trust.any_base, source=trust.source, context=context)
-    layers = read_layers(transport, image, base, state=context.state, spool=spool)
+    bases = find_bases(image, trust, context)
+    layers = read_layers(transport, image, bases[0] if bases else None, state=context.state, spool=spool)
     checked = check_sealed(read_train(layers.tree), trust)
-    if base is not None:
+    for base in bases:
         check_runtime(image.config, base, frozenset(checked.sealed.code))
     return checked, layers
 
@@ -100,25 +119,31 @@ def _anywhere(reference: Reference) -> Reference:
     return reference if reference.layout is None else replace(reference, layout=reference.layout.absolute())
 
 
-def _write(
-    folder: Path, train: VerifiedTrain, stop: Stop, reference: Reference, pinned: Pinned, layers: FoundLayers,
-    trust: Anchor | EmbeddedKeys, context: Context,
-) -> VerifiedHop:
+def _record(
+    train: VerifiedTrain, stop: Stop, reference: Reference, pinned: Pinned, layers: FoundLayers, believed: Believed,
+    gap: tuple[Unattested, ...], context: Context,
+) -> workdir.HopRecord:
+    return workdir.HopRecord(
+        reference=str(_anywhere(reference)), resolved=str(pinned.resolved),
+        digest=str(pinned.image.manifest.digest), train=train.config.id, station=str(stop.station),
+        hop=stop.index + 1, stops=len(train.config.route),
+        keep_layers=layers.keep, sealed_digest="", sealed_size=0,  # known when they are written
+        verified_at=context.now().isoformat(), trust=believed.trust.source,
+        metadata="" if believed.attested is None else str(believed.attested.metadata),
+        unattested=tuple(hop.to_custom() for hop in gap),
+    )
+
+
+def _write(folder: Path, train: VerifiedTrain, record: workdir.HopRecord) -> VerifiedHop:
     query = train.code.query()
     with workdir.new_folder(folder) as staging:
         digest, size = workdir.write_sealed(staging / workdir.SEALED, train.sealed)
+        record = replace(record, sealed_digest=str(digest), sealed_size=size)
         workdir.write_entries(staging / paths.CODE, (*train.code.files(), *(() if query is None else (query,))),
                               writable=False)
         workdir.write_entries(staging / paths.RESULTS, train.results(), writable=True)
         config = staging / paths.CONFIG
         config.write_bytes(train.sealed.raw_config)
         config.chmod(0o444)
-        record = workdir.HopRecord(
-            reference=str(_anywhere(reference)), resolved=str(pinned.resolved),
-            digest=str(pinned.image.manifest.digest), train=train.config.id, station=str(stop.station),
-            hop=stop.index + 1, stops=len(train.config.route),
-            keep_layers=layers.keep, sealed_digest=str(digest), sealed_size=size,
-            verified_at=context.now().isoformat(), trust=trust.source,
-        )
         workdir.write_record(staging, record)
     return VerifiedHop(folder=folder, record=record)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 from dtrain.crypto.rsa import PrivateKey
-from dtrain.errors import Conflict
+from dtrain.crypto.signing import SigningKey
+from dtrain.errors import Conflict, UsageProblem
 from dtrain.flow import outbox, workdir
+from dtrain.flow.attest import check_signing_key, publish_hop
+from dtrain.flow.believe import resolve
 from dtrain.flow.context import Context
 from dtrain.flow.fetch import fetch_image
 from dtrain.flow.pull_verify import check_own_key
@@ -26,6 +30,9 @@ from dtrain.train.seal import SealedHop, seal_hop
 from dtrain.transport.copy import copy_blobs
 from dtrain.transport.protocol import Transport
 from dtrain.trust.anchor import Anchor, EmbeddedKeys
+from dtrain.trust.attested import AttestedTrain
+from dtrain.trust.publish import PublishedState
+from dtrain.trust.statements import HopStatement, Unattested
 from dtrain.version import VERSION
 
 
@@ -39,17 +46,28 @@ class Published:
     tag: str
     """The tag that keeps this hop's image."""
     train: str
+    metadata: PublishedState | None = None
+    """The signed metadata that was published with it, where the anchor names a root."""
     already: bool = False
     """Whether an earlier call had published it."""
 
 
 def push_results(
-    folder: Path, *, key: PrivateKey, trust: Anchor | EmbeddedKeys, context: Context, target: Reference | None = None
+    folder: Path, *, key: PrivateKey, trust: Anchor | EmbeddedKeys, context: Context, target: Reference | None = None,
+    signing_key: SigningKey | None = None,
 ) -> Published:
     """Seal the results in the working folder ``folder`` and publish the hop.
 
     The parent is the digest that was verified. What was sealed waits in the folder's outbox until it is published, so
     a call after a crash sends the same bytes, and a call after success changes nothing.
+
+    Args:
+        folder: the working folder of a verified hop.
+        key: the station's RSA key.
+        trust: what is trusted from outside.
+        context: the surroundings.
+        target: where to publish, if not where the train was pulled from.
+        signing_key: the key that the station signs metadata with; by default ``key``.
 
     Raises:
         Conflict: the tag names neither the verified image nor this hop, or the hop was published with other results.
@@ -60,28 +78,59 @@ def push_results(
     record = workdir.read_record(folder)
     source = Reference.parse(record.reference)
     place = target or source.with_tag(source.tag or DEFAULT_TAG)
+    metadata = None
     with (workdir.alone(folder), context.spool() as spool, context.connect(source) as parent_place,
           context.connect(place) as transport):
         hop = outbox.load(folder, record)
         if hop is None or not hop.published:  # a published hop may have gone further, and its repository with it
-            train, stop = _verified(folder, record, key, trust, spool)
+            attested = _attested(record, source, parent_place, trust, context)
+            train, stop = _verified(folder, record, key, attested or trust, spool)
+            check_signing_key(signing_key or SigningKey.of_rsa(key), attested, record.station)
             parent = fetch_image(parent_place, Digest.parse(record.digest), context).image
             hop = hop or _seal(folder, record, parent, train, stop, key, context)
-            _check_unchanged_tag(transport, place, record, hop)
+            _check_unchanged_tag(transport, place, record, hop, attested)
             copy_blobs(parent_place, transport, hop.image.manifest.layers[:-1],
                        mount_from=source.repository if source.host == place.host else None)
             _upload(transport, folder, hop)  # nothing is visible yet
-            _publish(transport, place, record, hop)
+            _claim(transport, place, record, hop, attested)  # the hop's own tag
+            metadata = _attest(transport, place, record, hop, attested, signing_key or SigningKey.of_rsa(key), context)
+            _publish(transport, place, record, hop, attested)  # the train's tag, on which routers act
             outbox.mark_published(folder, str(place))
         elif hop.published != str(place):
             raise Conflict(f"{folder}: expected a hop that goes to {place}, got one that was published at "
                            f"{hop.published}", hint="a hop is published once; copy it with: skopeo copy")
     return Published(reference=place.pinned(hop.image.manifest.digest), hop=record.hop,
-                     tag=hop_tag(record.hop, record.station), train=record.train, already=hop.published is not None)
+                     tag=hop_tag(record.hop, record.station), train=record.train, metadata=metadata,
+                     already=hop.published is not None)
+
+
+def _attested(
+    record: workdir.HopRecord, source: Reference, transport: Transport, trust: Anchor | EmbeddedKeys, context: Context
+) -> AttestedTrain | None:
+    """Return what signed metadata says of the train now, where the anchor names a root.
+
+    Its dates have been checked when the train was pulled; a run may take longer than the metadata is valid.
+
+    Raises:
+        VerificationFailed: the metadata does not hold any more.
+        UsageProblem: the train was verified without metadata.
+    """
+    if not isinstance(trust, Anchor) or trust.root is None:
+        if record.metadata:
+            raise UsageProblem("anchor: expected the one with a root that the train was verified with, got another",
+                               hint="else the next stations would find a hop without signed metadata")
+        return None
+    if not record.metadata:
+        raise UsageProblem("working folder: expected a train that was verified with signed metadata, got one without",
+                           hint="pull it again with this anchor")
+    since = context.now() - datetime.fromisoformat(record.verified_at)
+    running = replace(context, train=record.train, max_stale=max(since, context.max_stale), warn=lambda text: None)
+    return resolve(source, transport, trust, running)
 
 
 def _verified(
-    folder: Path, record: workdir.HopRecord, key: PrivateKey, trust: Anchor | EmbeddedKeys, spool: BinaryIO
+    folder: Path, record: workdir.HopRecord, key: PrivateKey, trust: Anchor | EmbeddedKeys | AttestedTrain,
+    spool: BinaryIO,
 ) -> tuple[VerifiedCode, Stop]:
     """Return the train as it was verified, every check on code and config done again."""
     checked = check_sealed(workdir.read_sealed(folder, record, spool), trust)
@@ -104,14 +153,16 @@ def _seal(
 
     return outbox.seal_into(
         folder, record,
-        lambda out: seal_hop(train, stop, key, results, out=out, mtime=int(now.timestamp())), make_image,
+        lambda out: seal_hop(train, stop, key, results, out=out, mtime=int(now.timestamp())), make_image, now=now,
     )
 
 
 def _check_unchanged_tag(
-    transport: Transport, place: Reference, record: workdir.HopRecord, hop: outbox.Waiting
-) -> None:
-    """Check that the tag still names what was verified, or already this hop.
+    transport: Transport, place: Reference, record: workdir.HopRecord, hop: outbox.Waiting,
+    attested: AttestedTrain | None,
+) -> Digest | None:
+    """Check that the tag still names what was verified, or already this hop, or another hop that has metadata: it may
+    lag behind the metadata when a station was stopped between the two. Return what it names.
 
     Raises:
         Conflict: someone else pushed in the meantime.
@@ -120,11 +171,18 @@ def _check_unchanged_tag(
     expected = {record.resolved, record.digest, str(hop.image.manifest.digest)}
     elsewhere = place.place != Reference.parse(record.reference).place
     if current is None and elsewhere:
-        return  # the first image at a new place
+        return None  # the first image at a new place
+    if attested is not None:
+        expected |= {str(one.digest) for one in attested.hops}
+        for one in attested.hops:
+            if one.number == record.hop and one.digest != hop.image.manifest.digest:
+                raise Conflict(f"{place}: expected to publish hop {record.hop}, the image that was verified has one: "
+                               f"{one.digest}", hint="the other one stands; look at it with: dtrain inspect")
     if str(current) not in expected:
         raise Conflict(f"{place}: expected {record.resolved}, the image that was verified, got {current}",
                        hint="someone else pushed in the meantime; nothing was published. "
                             "Look at it with: dtrain inspect")
+    return current
 
 
 def _upload(transport: Transport, folder: Path, hop: outbox.Waiting) -> None:
@@ -134,19 +192,65 @@ def _upload(transport: Transport, folder: Path, hop: outbox.Waiting) -> None:
     transport.put_manifest(manifest)
 
 
-def _publish(transport: Transport, place: Reference, record: workdir.HopRecord, hop: outbox.Waiting) -> None:
-    """Let the tags name the hop; the last one is the commit point, on which routers act.
+def _claim(
+    transport: Transport, place: Reference, record: workdir.HopRecord, hop: outbox.Waiting,
+    attested: AttestedTrain | None,
+) -> None:
+    """Let the hop's own tag name the image, unless another one has it.
 
     Registries have no compare-and-swap for tags. All who publish this hop put the same hop tag, so whoever finds
-    another image under it afterwards has lost the race and is told so.
+    another image under it has lost the race and is told so.
 
     Raises:
         Conflict: someone else pushed in the meantime.
     """
     tag, digest = hop_tag(record.hop, record.station), hop.image.manifest.digest
     transport.put_tag(tag, hop.image.manifest)
-    _check_unchanged_tag(transport, place, record, hop)
-    transport.put_tag(place.tag or DEFAULT_TAG, hop.image.manifest)
-    if (current := transport.resolve(tag)) != digest:
-        raise Conflict(f"{place.with_tag(tag)}: expected {digest}, got {current}: this hop was published twice at once",
+    _check_unchanged_tag(transport, place, record, hop, attested)
+    _check_claim(transport, place.with_tag(tag), digest)
+
+
+def _attest(
+    transport: Transport, place: Reference, record: workdir.HopRecord, hop: outbox.Waiting,
+    attested: AttestedTrain | None, signing: SigningKey, context: Context,
+) -> PublishedState | None:
+    """Publish the station's statement on the hop, where there is metadata: other stations act on it."""
+    if attested is None:
+        return None
+    facts = hop.facts
+    statement = HopStatement(
+        train=record.train, number=record.hop, station=record.station, parent=Digest.parse(record.digest),
+        metadata=Digest.parse(record.metadata), config=facts.config, result_hash=facts.result_hash, chain=facts.chain,
+        result_files=facts.result_files, result_bytes=facts.result_bytes, tool=f"dtrain {VERSION}",
+        issued=datetime.fromisoformat(facts.sealed_at),
+        unattested=tuple(Unattested(number=gap["hop"], station=gap["station"], chain=gap["chain"])
+                         for gap in record.unattested),
+    )
+    return publish_hop(place, transport, hop.image.manifest, statement, attested, signing=signing, context=context)
+
+
+def _publish(
+    transport: Transport, place: Reference, record: workdir.HopRecord, hop: outbox.Waiting,
+    attested: AttestedTrain | None,
+) -> None:
+    """Let the train's tag name the hop: the commit point, on which routers act.
+
+    With metadata the hop stands already, and who comes later finds that; the tag is not moved back to it.
+
+    Raises:
+        Conflict: someone else pushed in the meantime.
+    """
+    claim, digest = place.with_tag(hop_tag(record.hop, record.station)), hop.image.manifest.digest
+    current = _check_unchanged_tag(transport, place, record, hop, attested)
+    further = None if attested is None or current is None else attested.by_digest(current)
+    if further is None or further.number < record.hop:
+        transport.put_tag(place.tag or DEFAULT_TAG, hop.image.manifest)
+    if attested is not None and transport.resolve(claim.tag or DEFAULT_TAG) != digest:
+        transport.put_tag(claim.tag or DEFAULT_TAG, hop.image.manifest)  # a rival who lost had put it
+    _check_claim(transport, claim, digest)
+
+
+def _check_claim(transport: Transport, claim: Reference, digest: Digest) -> None:
+    if (current := transport.resolve(claim.tag or DEFAULT_TAG)) != digest:
+        raise Conflict(f"{claim}: expected {digest}, got {current}: this hop was published twice at once",
                        hint="the other one stands; look at it with: dtrain inspect")

@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -55,6 +55,10 @@ class HopRecord:
     sealed_size: int
     verified_at: str
     trust: str
+    metadata: str = ""
+    """The state of the signed metadata that named the image, an artifact's digest; empty without metadata."""
+    unattested: tuple[Mapping[str, Any], ...] = ()
+    """Hops without metadata since the last one with: hop, station, chain."""
 
     def to_bytes(self) -> bytes:
         """Return the document."""
@@ -73,9 +77,10 @@ class HopRecord:
         numbers = {"hop", "stops", "sealed_size"}
         values: dict[str, Any] = {
             field.name: found.required(field.name, int if field.name in numbers else str)
-            for field in fields(cls) if field.name != "keep_layers"
+            for field in fields(cls) if field.name not in ("keep_layers", "unattested")
         }
-        return cls(**values, keep_layers=tuple(int(position) for position in found.required("keep_layers", list)))
+        return cls(**values, keep_layers=tuple(int(position) for position in found.required("keep_layers", list)),
+                   unattested=tuple(hop.raw for hop in found.objects("unattested")))
 
 
 @contextlib.contextmanager

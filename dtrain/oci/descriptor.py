@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +39,8 @@ class Descriptor:
     platform: Platform | None = None
     artifact_type: str | None = None
     urls: tuple[str, ...] = ()
+    data: bytes | None = field(default=None, repr=False)
+    """The content itself, of that size; its digest is checked by whoever uses it."""
 
     @classmethod
     def parse(cls, fields: Fields) -> Descriptor:
@@ -64,6 +68,7 @@ class Descriptor:
             ),
             artifact_type=fields.optional("artifactType", str),
             urls=fields.strings("urls"),
+            data=_embedded(fields, size),
         )
 
     @classmethod
@@ -82,4 +87,17 @@ class Descriptor:
                 members["platform"]["variant"] = self.platform.variant
         if self.artifact_type is not None:
             members["artifactType"] = self.artifact_type
+        if self.data is not None:
+            members["data"] = base64.b64encode(self.data).decode("ascii")
         return members
+
+
+def _embedded(fields: Fields, size: int) -> bytes | None:
+    text = fields.optional("data", str)
+    try:
+        data = None if text is None else base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise MalformedInput(f"{fields.path('data')}: expected base64, got something else") from None
+    if data is not None and len(data) != size:
+        raise MalformedInput(f"{fields.path('data')}: expected {size} bytes, got {len(data)}")
+    return data

@@ -154,17 +154,27 @@ def _family(fields: Fields, transport_type: str | None, what: str) -> str:
 
 def make_manifest(
     *, media_type: str, config: Descriptor, layers: Sequence[Descriptor],
-    annotations: Mapping[str, str] | None = None,
+    annotations: Mapping[str, str] | None = None, artifact_type: str | None = None, subject: Descriptor | None = None,
 ) -> Manifest:
     """Return a new image manifest of the family ``media_type``, its bytes in canonical member order."""
     members: dict[str, Any] = {
         "schemaVersion": 2,
         "mediaType": media_type,
+        **({} if artifact_type is None else {"artifactType": artifact_type}),
         "config": config.to_json(),
         "layers": [layer.to_json() for layer in layers],
+        **({} if subject is None else {"subject": subject.to_json()}),
     }
     if annotations:
         members["annotations"] = dict(annotations)
     raw = json.dumps(members, separators=(",", ":")).encode()
     return Manifest(raw=raw, media_type=media_type, digest=Digest.of(raw), config=config, layers=tuple(layers),
-                    annotations=annotations or {})
+                    annotations=annotations or {}, artifact_type=artifact_type, subject=subject)
+
+
+def make_index(manifests: Sequence[Descriptor]) -> Index:
+    """Return a new image index over ``manifests``."""
+    members = {"schemaVersion": 2, "mediaType": media_types.OCI_INDEX,
+               "manifests": [entry.to_json() for entry in manifests]}
+    raw = json.dumps(members, separators=(",", ":")).encode()
+    return Index(raw=raw, media_type=media_types.OCI_INDEX, digest=Digest.of(raw), manifests=tuple(manifests))

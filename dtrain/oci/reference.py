@@ -96,6 +96,12 @@ class Reference:
         """What picks the image: the digest if there is one, else the tag."""
         return self.digest or self.tag or DEFAULT_TAG
 
+    def below(self, name: str) -> Reference:
+        """Return the repository or layout ``name`` below this one, with neither tag nor digest."""
+        if self.layout is not None:
+            return Reference(layout=self.layout / name)
+        return Reference(host=self.host, repository=f"{self.repository}/{name}")
+
     def with_tag(self, tag: str) -> Reference:
         """Return the same place with another tag and no digest."""
         return replace(self, tag=tag, digest=None)

@@ -7,7 +7,7 @@ them in a pin, and the train is held against it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from dtrain.errors import DigestMismatch, RouteProblem, VerificationFailed
 from dtrain.train.config import TrainConfig
@@ -27,6 +27,18 @@ class TrainPin:
     """The stations in order."""
     files: Mapping[str, str] | None = field(default=None, hash=False)
     """The hex sha256 of each plaintext file below ``/opt/pht_train``, the query included."""
+
+    def check_agrees(self, other: TrainPin) -> None:
+        """Check that nothing pinned here is pinned otherwise there.
+
+        Raises:
+            VerificationFailed: something is.
+        """
+        for name in (member.name for member in fields(self)):
+            own, theirs = getattr(self, name), getattr(other, name)
+            if own is not None and theirs is not None and own != theirs:
+                raise VerificationFailed(f"train {self.id!r}: {name}: expected what the anchor says, "
+                                         "got something else in signed metadata")
 
 
 def source_of(config: TrainConfig) -> str:

@@ -82,19 +82,24 @@ def check_turn(config: TrainConfig, station: str) -> Stop:
 def hop_tag(number: int, station: str | None = None) -> str:
     """Return the tag that keeps the image of hop ``number``: ``hop-<NN>-<station>``, or ``hop-00`` for the new train.
 
-    Bytes that a tag cannot hold are written as ``.`` and two hex digits, so the station can be read back.
+    The station can be read back: :func:`parse_hop_tag`.
 
     Raises:
         MalformedInput: the station's id is too long for a tag.
     """
     if station is None:
         return f"hop-{number:02}"
-    encoded = "".join(
-        chr(byte) if re.fullmatch(r"[A-Za-z0-9_-]", chr(byte)) else f".{byte:02x}" for byte in station.encode()
-    )
-    tag = f"hop-{number:02}-{encoded}"
+    tag = f"hop-{number:02}-{encode_name(station)}"
     check_tag(tag)
     return tag
+
+
+def encode_name(name: str) -> str:
+    """Return an id as tags and metadata paths spell it: other bytes than letters, digits, ``_`` and ``-`` are
+    written as ``.`` and two hex digits."""
+    return "".join(
+        chr(byte) if re.fullmatch(r"[A-Za-z0-9_-]", chr(byte)) else f".{byte:02x}" for byte in name.encode()
+    )
 
 
 def parse_hop_tag(tag: str) -> tuple[int, str | None] | None:

@@ -30,8 +30,13 @@ class SealedHop:
     """A sealed train: its new config, and the digest and size in bytes of its layer (a plain tar)."""
 
     config: TrainConfig
+    config_digest: Digest
+    """Of ``train_config.json``."""
     layer: Digest
     size: int
+    result_files: int
+    result_bytes: int
+    """Encrypted."""
 
 
 def seal_hop(
@@ -104,6 +109,7 @@ class _Layer:
         self._writer = LayerWriter(out, mtime=mtime)
         self._file_key = file_key
         self._folders: set[str] = set()
+        self._result_files = self._result_bytes = 0
         self._writer.directory(paths.OPT)
 
     def code(self, files: Iterable[PlainFile], query: PlainFile | None, code_hash: _Hash, session: bytes) -> bytes:
@@ -123,6 +129,8 @@ class _Layer:
         for entry in entries:
             if isinstance(entry, PlainFile):
                 self._sealed(paths.RESULTS, entry, result_hash)
+                self._result_files += 1
+                self._result_bytes += sealed_size(entry.size)
             else:
                 self._writer.directory(f"{paths.RESULTS}/{entry.path}", mode=entry.mode)
         result_hash.update(session)
@@ -134,7 +142,8 @@ class _Layer:
             self._writer.file(paths.USER_KEY, (user_key,), size=len(user_key), mode=0o644)
         self._writer.file(paths.CONFIG, (document,), size=len(document), mode=0o644)
         digest, size = self._writer.finish()
-        return SealedHop(config=config, layer=digest, size=size)
+        return SealedHop(config=config, config_digest=Digest.of(document), layer=digest, size=size,
+                         result_files=self._result_files, result_bytes=self._result_bytes)
 
     def _top(self, folder: str) -> None:
         self._writer.directory(folder)

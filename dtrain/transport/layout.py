@@ -142,16 +142,16 @@ class Layout:
         """
         self._put(manifest, tag=None)
 
-    def put_tag(self, tag: str, manifest: Manifest | Index) -> None:
-        """Store the manifest, let ``tag`` name it, and read that back.
+    def put_tag(self, tag: str, manifest: Manifest | Index, *, replacing: Digest | None = None) -> None:
+        """Store the manifest, let ``tag`` name it, and read that back; ``replacing`` is held against under a lock.
 
         Raises:
-            Conflict: the tag names something else right afterwards.
+            Conflict: the tag names something else, before or right afterwards.
             NotFound: something that the manifest names is not here.
             StorageProblem: the disk refuses.
         """
         check_tag(tag)
-        self._put(manifest, tag)
+        self._put(manifest, tag, replacing)
         got = self.resolve(tag)
         if got != manifest.digest:
             raise Conflict(f"{self.place}: tag {tag}: expected {manifest.digest}, got {got or 'no such tag'}",
@@ -328,11 +328,14 @@ class Layout:
             part.write(content)
             part.publish(root, name)
 
-    def _put(self, manifest: Manifest | Index, tag: str | None) -> None:
+    def _put(self, manifest: Manifest | Index, tag: str | None, replacing: Digest | None = None) -> None:
         self._make()
         self._check_complete(manifest)
         self._store(manifest.descriptor, BytesIO(manifest.raw))
         with self._root() as root, self._locked(root):
+            if tag is not None and replacing is not None and self.resolve(tag) != replacing:
+                raise Conflict(f"{self.place}: tag {tag}: expected it unchanged, got a new one",
+                               hint="someone else wrote at the same moment; look at what is there now")
             members = self._index()
             entries = _with_entry(members["manifests"], manifest, tag)
             if entries == members["manifests"]:

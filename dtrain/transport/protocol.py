@@ -51,11 +51,16 @@ class Transport(Protocol):
     def put_manifest(self, manifest: Manifest | Index) -> None:
         """Store the manifest under its digest; no tag changes."""
 
-    def put_tag(self, tag: str, manifest: Manifest | Index) -> None:
+    def put_tag(self, tag: str, manifest: Manifest | Index, *, replacing: Digest | None = None) -> None:
         """Let ``tag`` name the manifest, and read it back.
 
+        Args:
+            tag: the tag.
+            manifest: what it shall name.
+            replacing: what it names now, as far as the caller knows; places that can hold the tag against it do.
+
         Raises:
-            Conflict: the tag names something else right afterwards.
+            Conflict: the tag names something else, before or right afterwards.
         """
 
     def tags(self) -> tuple[str, ...]:

@@ -6,16 +6,20 @@ Every byte is checked against what was asked for. How requests travel is in :mod
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Mapping
+from dataclasses import replace
+from http import HTTPStatus
 from types import TracebackType
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
-from dtrain.errors import Conflict, DigestMismatch, NotFound, TransportError, Unreachable
+from dtrain.errors import Conflict, DigestMismatch, MalformedInput, NotFound, TransportError, Unreachable
 from dtrain.oci import media_types
 from dtrain.oci.descriptor import Descriptor
 from dtrain.oci.digest import Digest
-from dtrain.oci.manifest import Index, Manifest, RawManifest
+from dtrain.oci.manifest import Index, Manifest, RawManifest, make_index, parse_manifest
 from dtrain.oci.reference import Reference, check_tag
 from dtrain.oci.strict_json import Fields, parse_json
 from dtrain.oci.verified import VerifiedReader
@@ -153,14 +157,16 @@ class Registry:
         """Store the manifest under its digest; no tag changes."""
         self._put(str(manifest.digest), manifest)
 
-    def put_tag(self, tag: str, manifest: Manifest | Index) -> None:
+    def put_tag(self, tag: str, manifest: Manifest | Index, *, replacing: Digest | None = None) -> None:
         """Let ``tag`` name the manifest, and read it back.
 
+        ``replacing`` goes along as ``If-Match``, which distribution-spec allows and many registries ignore.
+
         Raises:
-            Conflict: the tag names something else right afterwards.
+            Conflict: the tag names something else, before or right afterwards.
         """
         check_tag(tag)
-        self._put(tag, manifest)
+        self._put(tag, manifest, {} if replacing is None else {"If-Match": f'"{replacing}"'})
         got = self.resolve(tag)
         if got != manifest.digest:
             raise Conflict(f"{self.place}: tag {tag}: expected {manifest.digest}, got {got or 'no such tag'}",
@@ -194,12 +200,32 @@ class Registry:
                                  f"got a Link to {Origin.of(url)}")
         return url
 
-    def _put(self, name: str, manifest: Manifest | Index) -> None:
+    def _put(self, name: str, manifest: Manifest | Index, headers: Mapping[str, str] | None = None) -> None:
         what = f"manifest {manifest.digest.short}"
         response = self._client.call(Call(
             method="PUT", path=f"manifests/{name}", what=what, actions=PUSH, body=manifest.raw, commits=True,
-            headers={"Content-Type": manifest.media_type}, accept=frozenset({200, 201, 202})))
+            headers={"Content-Type": manifest.media_type, **(headers or {})}, accept=frozenset({200, 201, 202, 412})))
+        if response.status_code == HTTPStatus.PRECONDITION_FAILED:
+            raise Conflict(f"{self.place}: {name}: expected it unchanged, got a new one",
+                           hint="someone else pushed at the same moment; look at what is there now")
         check_stored(response, manifest.digest, what=what)
+        if isinstance(manifest, Manifest) and manifest.subject is not None and "OCI-Subject" not in response.headers:
+            self._list_as_referrer(manifest, manifest.subject)
+
+    def _list_as_referrer(self, manifest: Manifest, subject: Descriptor) -> None:
+        """Add the manifest to the index under its subject's tag (distribution-spec: referrers tag schema).
+
+        Registries without the referrers API leave that to the client. The index is a help for people and other tools;
+        nothing here trusts it, so it is no harm when two clients write it at once.
+        """
+        tag = f"{subject.digest.algorithm}-{subject.digest.hex}"
+        listed: tuple[Descriptor, ...] = ()
+        with contextlib.suppress(NotFound, MalformedInput):
+            found = parse_manifest(self.fetch_manifest(tag))
+            listed = found.manifests if isinstance(found, Index) else ()
+        entry = replace(manifest.descriptor, artifact_type=manifest.artifact_type)
+        if entry.digest not in {other.digest for other in listed}:
+            self._put(tag, make_index((*listed, entry)))
 
 
 def _check_digest(raw: bytes, want: Digest, *, what: str) -> None:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dtrain.crypto.rsa import PublicKey
+from dtrain.crypto.signing import VerifyKey
 from dtrain.errors import BadSignature, KeyNotFound, MalformedInput, MissingEvidence
 from dtrain.oci.digest import Digest
 from dtrain.oci.strict_json import Fields
@@ -20,7 +21,7 @@ from dtrain.train.config import TrainConfig
 from dtrain.train.pin import TrainPin
 
 _FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
-_TABLES = ("version", "creators", "builders", "stations", "base_images", "trains", "policy")
+_TABLES = ("version", "root", "creators", "builders", "stations", "base_images", "trains", "policy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +38,21 @@ class BaseImage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PinnedRoot:
+    """The root of signed metadata: the document itself, or the keys of which a number has to have signed it."""
+
+    document: bytes | None = field(default=None, repr=False)
+    keys: tuple[str, ...] = ()
+    """Fingerprints."""
+    threshold: int = 1
+    repository: str | None = None
+    """Where metadata is kept, as the start of a reference that the train's name is added to; ``None``: beside the
+    train."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Anchor:
-    """The trusted keys by id, the approved base images, and the trains that are known."""
+    """The trusted keys by id, the approved base images, the trains that are known, and the root of metadata."""
 
     source: str
     creators: Mapping[str, str]
@@ -50,6 +64,22 @@ class Anchor:
     """Whether builders are not pinned: the central builder makes a new key for each train (W02)."""
     any_base: bool = field(default=False)
     """Whether base images are not pinned."""
+    root: PinnedRoot | None = None
+    """With it, every train needs signed metadata, and the tables of keys need not be complete."""
+    unattested: frozenset[str] = frozenset()
+    """Stations whose hops may lack metadata."""
+
+    def check_unattested(self, stations: Iterable[str]) -> None:
+        """Check that these stations' hops may lack metadata.
+
+        Raises:
+            MissingEvidence: one must not.
+        """
+        for station in stations:
+            if station not in self.unattested:
+                raise MissingEvidence(f"hop of station {station!r}: expected signed metadata, got none",
+                                      hint="if that station runs train_lib, and you accept hops that nobody attests, "
+                                           f"name it in {self.source}: policy.unattested_hops")
 
     def check_keys(self, config: TrainConfig) -> None:
         """Check that every key in the config is the pinned one.
@@ -62,6 +92,8 @@ class Anchor:
         for stop in config.route:
             self._check("station", self.stations, str(stop.station), stop.key)
         builder = config.build.key.fingerprint
+        if self.root is not None and not self.builders:
+            return
         if not self.any_builder and builder not in self.builders.values():
             raise BadSignature(f"builder: expected a key pinned by {self.source}, got {builder}",
                                hint="the train was signed by an unknown builder; if your builder makes a new key for "
@@ -69,6 +101,8 @@ class Anchor:
 
     def _check(self, role: str, pinned: Mapping[str, str], name: str, key: PublicKey) -> None:
         expected = pinned.get(name)
+        if expected is None and self.root is not None:
+            return  # the creator signed which key it is
         if expected is None:
             raise MissingEvidence(f"{role} {name!r}: expected a key pinned by {self.source}, got none",
                                   hint=f"if this {role} is known to you, add its public key to the anchor, "
@@ -121,7 +155,7 @@ def parse_anchor(document: Mapping[str, Any], *, source: str, folder: Path) -> A
     _only(fields, *_TABLES)
     policy = fields.optional_object("policy")
     if policy is not None:
-        _only(policy, "any_builder", "any_base_image")
+        _only(policy, "any_builder", "any_base_image", "unattested_hops")
     return Anchor(
         source=source,
         creators=_keys(fields, "creators", folder),
@@ -131,7 +165,33 @@ def parse_anchor(document: Mapping[str, Any], *, source: str, folder: Path) -> A
         trains=_trains(fields) if "trains" in fields else None,
         any_builder=bool(policy and policy.optional("any_builder", bool)),
         any_base=bool(policy and policy.optional("any_base_image", bool)),
+        root=_root(fields.object("root"), folder) if "root" in fields else None,
+        unattested=frozenset(policy.strings("unattested_hops") if policy is not None else ()),
     )
+
+
+def _root(fields: Fields, folder: Path) -> PinnedRoot:
+    _only(fields, "file", "keys", "threshold", "repository")
+    if ("file" in fields) == ("keys" in fields):
+        raise MalformedInput(f"{fields.path('file')}: expected either file or keys, got both or none")
+    repository = fields.optional("repository", str)
+    if "file" in fields:
+        place = folder / fields.required("file", str)
+        return PinnedRoot(document=_read_file(place, fields.path("file")), repository=repository)
+    keys = tuple(_fingerprint(entry, name, folder, any_kind=True)
+                 for name in fields.required("keys", dict) for entry in (fields.object("keys").object(name),))
+    threshold = fields.required("threshold", int)
+    if not 1 <= threshold <= len(set(keys)):
+        raise MalformedInput(f"{fields.path('threshold')}: expected 1 to {len(set(keys))}, the number of keys, "
+                             f"got {threshold}")
+    return PinnedRoot(keys=keys, threshold=threshold, repository=repository)
+
+
+def _read_file(path: Path, what: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise KeyNotFound(f"{what}: expected a readable file, got {path}: {error.strerror}") from None
 
 
 def _only(fields: Fields, *known: str) -> None:
@@ -146,7 +206,7 @@ def _keys(fields: Fields, role: str, folder: Path) -> dict[str, str]:
     return {} if table is None else {name: _fingerprint(table.object(name), name, folder) for name in table.raw}
 
 
-def _fingerprint(entry: Fields, name: str, folder: Path) -> str:
+def _fingerprint(entry: Fields, name: str, folder: Path, *, any_kind: bool = False) -> str:
     given = [key for key in ("fingerprint", "pem", "file") if key in entry]
     if len(given) != 1 or len(entry.raw) != 1:
         raise MalformedInput(f"{entry.path('')[:-1]}: expected one of fingerprint, pem and file, "
@@ -157,13 +217,10 @@ def _fingerprint(entry: Fields, name: str, folder: Path) -> str:
             raise MalformedInput(f"{entry.path('fingerprint')}: expected sha256: and 64 hex digits, "
                                  f"got {fingerprint[:80]!r}", hint="print it with: dtrain key show FILE")
         return fingerprint
-    if given == ["pem"]:
-        return PublicKey.from_pem(entry.required("pem", str).encode(), of=name).fingerprint
-    path = folder / entry.required("file", str)
-    try:
-        return PublicKey.from_pem(path.read_bytes(), of=f"{name} ({path})").fingerprint
-    except OSError as error:
-        raise KeyNotFound(f"{entry.path('file')}: expected a readable file, got {path}: {error.strerror}") from None
+    path = folder / entry.required("file", str) if given == ["file"] else None
+    pem = entry.required("pem", str).encode() if path is None else _read_file(path, entry.path("file"))
+    of = name if path is None else f"{name} ({path})"
+    return VerifyKey.of_file(pem, of=of).fingerprint if any_kind else PublicKey.from_pem(pem, of=of).fingerprint
 
 
 def _base(entry: Fields) -> BaseImage:
@@ -216,10 +273,15 @@ class EmbeddedKeys:
 
 def render_anchor(
     *, creators: Mapping[str, PublicKey], builders: Mapping[str, PublicKey], stations: Mapping[str, PublicKey],
-    base_images: tuple[BaseImage, ...], trains: tuple[TrainPin, ...],
+    base_images: tuple[BaseImage, ...], trains: tuple[TrainPin, ...], root: PinnedRoot | None = None,
 ) -> str:
-    """Return the text of an anchor file that pins what is given."""
+    """Return the text of an anchor file that pins what is given; of a root, its keys."""
     lines = ["# What stations of this train trust. Hand it over on another way than the train.", "version = 1"]
+    if root is not None:
+        lines += ["\n[root]  # whose signed metadata every train needs", f"threshold = {root.threshold}"]
+        lines += [] if root.repository is None else [f"repository = {_quoted(root.repository)}"]
+        lines += [f'keys.holder-{number} = {{ fingerprint = "{key}" }}'
+                  for number, key in enumerate(root.keys, start=1)]
     for role, keys in (("creators", creators), ("builders", builders), ("stations", stations)):
         lines += [f"\n[{role}]"]
         lines += [f'{_quoted(name)} = {{ fingerprint = "{key.fingerprint}" }}' for name, key in keys.items()]

@@ -8,16 +8,15 @@ what it would do with the base.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dtrain.errors import MissingEvidence, VerificationFailed
 from dtrain.oci.config import ImageConfig
 from dtrain.oci.digest import Digest
-from dtrain.oci.manifest import Manifest
+from dtrain.oci.edit import Image
 from dtrain.oci.strict_json import Fields
 from dtrain.train import paths
-from dtrain.trust.anchor import BaseImage
 
 _COMPARED = ("Env", "Entrypoint", "User", "WorkingDir", "Volumes", "ExposedPorts", "StopSignal", "Shell",
              "Healthcheck", "OnBuild", "Labels", "NetworkDisabled", "ArgsEscaped")
@@ -27,20 +26,39 @@ _ADDED_BY_COMMIT = {"TERM=xterm", "container=podman", "container=oci"}  # podman
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApprovedBase:
-    """An approved base image with its documents, both checked against the pinned digest."""
+    """What trains may stand on: the layers of an approved image, and what a runtime would do with it."""
 
-    approval: BaseImage
-    manifest: Manifest
-    config: ImageConfig
+    name: str
+    layers: tuple[tuple[Digest, Digest], ...]
+    """Digest and diff_id of each layer."""
+    os: str
+    architecture: str
+    runtime: Mapping[str, Any] = field(hash=False)
+    """The image config's ``config`` member."""
+    command: tuple[str, ...] | None = None
+    """The start of ``Cmd`` that trains on it have, before the path of their entry point."""
+
+    @classmethod
+    def of(
+        cls, image: Image, *, name: str, command: tuple[str, ...] | None = None, layers: int | None = None
+    ) -> ApprovedBase:
+        """Return the image, approved.
+
+        Args:
+            image: the image.
+            name: what people call it.
+            command: the start of ``Cmd``.
+            layers: how many of its layers count, from the lowest; by default all.
+        """
+        return cls(
+            name=name, command=command, os=image.config.os, architecture=image.config.architecture,
+            runtime=image.config.runtime,
+            layers=tuple((layer.digest, diff_id) for layer, diff_id in
+                         zip(image.manifest.layers, image.config.diff_ids, strict=True))[:layers])
 
     def carries(self, image: ImageConfig) -> bool:
         """Return whether ``image`` stands on this base."""
-        return image.diff_ids[: len(self.config.diff_ids)] == self.config.diff_ids
-
-    def layers(self) -> Mapping[Digest, Digest]:
-        """Return the diff_id of each layer by the digest of its blob."""
-        return {layer.digest: diff_id
-                for layer, diff_id in zip(self.manifest.layers, self.config.diff_ids, strict=True)}
+        return image.diff_ids[: len(self.layers)] == tuple(diff_id for _, diff_id in self.layers)
 
 
 def check_runtime(image: ImageConfig, base: ApprovedBase, files: frozenset[str]) -> None:
@@ -57,23 +75,23 @@ def check_runtime(image: ImageConfig, base: ApprovedBase, files: frozenset[str])
     Raises:
         VerificationFailed: something that a runtime acts on differs (W41).
     """
-    if (image.os, image.architecture) != (base.config.os, base.config.architecture):
-        raise VerificationFailed(f"image config: expected {base.config.os}/{base.config.architecture}, "
+    if (image.os, image.architecture) != (base.os, base.architecture):
+        raise VerificationFailed(f"image config: expected {base.os}/{base.architecture}, "
                                  f"got {image.os}/{image.architecture}")
     Fields(dict(image.runtime), "image config").check_spelling(*_COMPARED, "Cmd")
     for member in _COMPARED:
-        expected, got = base.config.runtime.get(member), image.runtime.get(member)
+        expected, got = base.runtime.get(member), image.runtime.get(member)
         if member == "Env":
             expected, got = _environment(expected), _environment(got)
         if expected != got and not (expected in _EMPTY and got in _EMPTY):
             raise VerificationFailed(f"image config: {member}: expected {expected!r} as in the base image, got {got!r}",
                                      hint="someone changed how the image starts; do not run this train")
-    expected, got = base.config.runtime.get("Cmd") or [], image.runtime.get("Cmd") or []
+    expected, got = base.runtime.get("Cmd") or [], image.runtime.get("Cmd") or []
     if got == expected:
         return
     words = [word for word in got if isinstance(word, str)] if isinstance(got, list) else []
     entry = words[-1].removeprefix(f"/{paths.CODE}/") if words and words == got else ""
-    pinned = base.approval.command
+    pinned = base.command
     words_fit = len(words) == 2 and "/" not in words[0] if pinned is None else tuple(words[:-1]) == pinned
     if not words_fit or entry not in files or entry == words[-1]:
         wanted = "the name of a program" if pinned is None else repr(list(pinned))

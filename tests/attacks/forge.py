@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,9 @@ class World:
     folder: Path
     keys: dict[str, PrivateKey]
     anchor_text: str
+    signed: bool = False
+    """Whether stations ask for signed metadata. Without it the checks are those of a plain PHT train; with it every
+    change is one of the image's digest."""
 
     @property
     def train(self) -> Reference:
@@ -61,12 +65,21 @@ class World:
         document = tomllib.loads(self.anchor_text.replace("WORLD", str(self.folder)))
         if not pins:
             del document["trains"]
+        if not self.signed:
+            del document["root"]
         return parse_anchor(document, source="anchor.toml", folder=self.folder)
+
+    def anchor_file(self) -> Path:
+        """Write the anchor as a file."""
+        file = self.folder / "anchor.toml"
+        text = self.anchor_text.replace("WORLD", str(self.folder))
+        file.write_text(text if self.signed else re.sub(r"\n\[root\][^\[]*", "\n", text, count=1))
+        return file
 
     def copy(self, folder: Path) -> World:
         """Return a copy to be tampered with."""
         shutil.copytree(self.folder, folder)
-        return World(folder, self.keys, self.anchor_text)
+        return replace(self, folder=folder)
 
     def pull(self, station: str, *, pins: bool = True) -> VerifiedHop:
         return pull_verify(self.train, self.folder / f"work-{station}", station=station, key=self.keys[station],
@@ -178,7 +191,9 @@ def _tar(members: Members) -> bytes:
     return out.getvalue()
 
 
-def make_world(folder: Path, keys: dict[str, PrivateKey], *, train_id: str = "train-1") -> World:
+def make_world(
+    folder: Path, keys: dict[str, PrivateKey], *, train_id: str = "train-1", signed: bool = False
+) -> World:
     """Build a train for three stations."""
     for name, data in CODE.items():
         (folder / "code" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -190,4 +205,4 @@ def make_world(folder: Path, keys: dict[str, PrivateKey], *, train_id: str = "tr
                      builder_key=keys["bob"], code=folder / "code", query=QUERY,
                      route=[(name, keys[name].public) for name in STATIONS])
     made = build(plan, base, train, context=context)
-    return World(folder, keys, made.anchor.replace(f'reference = "oci:{folder}', 'reference = "oci:WORLD'))
+    return World(folder, keys, made.anchor.replace(f'reference = "oci:{folder}', 'reference = "oci:WORLD'), signed)

@@ -44,8 +44,11 @@ def keys() -> dict[str, PrivateKey]:
 
 
 @pytest.fixture
-def world(keys: dict[str, PrivateKey], tmp_path: Path) -> World:
-    return make_world(tmp_path / "w", keys)
+def world(keys: dict[str, PrivateKey], tmp_path: Path, request: pytest.FixtureRequest) -> World:
+    return make_world(tmp_path / "w", keys, signed=getattr(request, "param", False))
+
+
+BOTH = pytest.mark.parametrize("world", [False, True], indirect=True, ids=["plain", "signed"])
 
 
 def push(world: World, hop: VerifiedHop, station: str = "aachen") -> Published:
@@ -80,8 +83,7 @@ def killed_at(step: int, *arguments: str | Path) -> int:
 
 @pytest.fixture
 def command(world: World) -> list[str | Path]:
-    anchor = world.folder / "anchor.toml"
-    anchor.write_text(world.anchor_text.replace("WORLD", str(world.folder)))
+    anchor = world.anchor_file()
     for name in ("aachen",):
         write_key_pair(world.keys[name], world.folder / f"{name}.pem", password=None)
     return ["--key", world.folder / "aachen.pem", "--anchor", anchor, "--state-dir", world.folder / "state"]
@@ -92,6 +94,7 @@ def steps() -> Iterator[int]:
     yield from range(1, 2000, 23)
 
 
+@BOTH
 def test_e2_killed_pull_verify_leaves_no_folder_or_a_whole_one(world: World, command: list[str | Path]) -> None:
     work, seen = world.folder / "work", set()
     low, high = 1, 4096
@@ -116,21 +119,27 @@ def test_e2_killed_pull_verify_leaves_no_folder_or_a_whole_one(world: World, com
     assert False in seen
 
 
+@BOTH
 def test_e3_killed_push_results_is_completed_by_the_next_call(world: World, command: list[str | Path]) -> None:
     hop = world.pull("aachen")
     (hop.results_dir / "out").write_bytes(b"1")
     pristine = world.folder / "pristine"
-    shutil.copytree(world.folder / "train", pristine)
+    for name in ("train", "state"):
+        shutil.copytree(world.folder / name, pristine / name, symlinks=True)
+
+    def reset() -> None:
+        shutil.rmtree(hop.folder / "outbox", ignore_errors=True)
+        for name in ("train", "state"):
+            shutil.rmtree(world.folder / name)
+            shutil.copytree(pristine / name, world.folder / name, symlinks=True)
+
     whole = 1
     while killed_at(whole, "push-results", hop.folder, *command) != 0:
         whole += 40
-        shutil.rmtree(hop.folder / "outbox", ignore_errors=True)
-        shutil.rmtree(world.folder / "train")
-        shutil.copytree(pristine, world.folder / "train")
-    for step in range(max(1, whole - 120), whole, 7):
-        shutil.rmtree(hop.folder / "outbox", ignore_errors=True)
-        shutil.rmtree(world.folder / "train")
-        shutil.copytree(pristine, world.folder / "train")
+        assert whole < 20_000
+        reset()
+    for step in range(max(1, whole - (320 if world.signed else 120)), whole, 7):
+        reset()
         killed_at(step, "push-results", hop.folder, *command)
         assert world.image().manifest.layers  # whatever the tag names is a whole image
         published = push(world, hop)
@@ -139,9 +148,10 @@ def test_e3_killed_push_results_is_completed_by_the_next_call(world: World, comm
     world.hop("leipzig", {"out": b"12"})  # and the next station can go on
 
 
+@BOTH
 def test_e3_tag_that_moved_meanwhile(world: World) -> None:
     one = world.pull("aachen")
-    other = World(world.folder, world.keys, world.anchor_text)
+    other = replace(world)
     shutil.copytree(one.folder, world.folder / "twin")
     (one.results_dir / "out").write_bytes(b"1")
     (world.folder / "twin/opt/pht_results/out").write_bytes(b"2")
@@ -153,6 +163,7 @@ def test_e3_tag_that_moved_meanwhile(world: World) -> None:
     assert index(world) == before
 
 
+@BOTH
 def test_e3_results_changed_after_publication(world: World) -> None:
     hop = world.pull("aachen")
     (hop.results_dir / "out").write_bytes(b"1")
@@ -281,6 +292,7 @@ def test_e6_key_that_others_can_read_is_warned_about(tmp_path: Path) -> None:
     assert len(warned) == 1
 
 
+@BOTH
 def test_e7_no_plaintext_and_no_key_where_it_was_not_asked_for(world: World, command: list[str | Path]) -> None:
     """The temporary folder, the outbox, the registry and all output are searched."""
     temporary = world.folder / "tmp"

@@ -1,0 +1,140 @@
+"""States that were published side by side: found by their tags, compared by what is signed in them (R4).
+
+Every publisher puts his state's own tag before ``tuf`` moves. So a state that lost a race, or that somebody hides by
+moving ``tuf`` back, can still be found, for as long as its tag is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import Metadata, Root, Targets
+
+from dtrain.errors import DtrainError, Rollback
+from dtrain.transport.protocol import Transport
+from dtrain.trust.artifact import Artifact, StoredFiles, fetch_artifact, parse_commit_tag, parse_name
+from dtrain.trust.editor import Files, newest, parsed, with_role
+from dtrain.trust.root import MEMBER
+
+OTHERS_MAX = 64  # states looked at beside the head
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Other:
+    """A state that stands beside the head, or beyond it."""
+
+    artifact: Artifact
+    files: Files = field(repr=False)
+    version: int
+    built_on: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """What another state has that ours lacks, each piece with a signature that verifies."""
+
+    newer: Mapping[str, tuple[int, bytes]]
+    """Roles of which it has a newer version."""
+    contradicting: tuple[str, ...]
+    """Roles of which it has the same version with another content."""
+
+
+def timestamp_note(files: Files) -> Mapping[str, Any]:
+    """Return what dtrain wrote into the timestamp: issued, prev, merged, train."""
+    note = parsed(files, "timestamp").signed.unrecognized_fields.get(MEMBER)
+    return note if isinstance(note, dict) else {}
+
+
+def others(transport: Transport, head: Artifact, files: Files, tags: Iterable[str]) -> list[Other]:
+    """Return the states of the head's version and later ones that are not merged into it.
+
+    Those that are no states, or that nobody who may publish has signed, are passed over: anyone with access to the
+    registry could put them there.
+    """
+    root: Root = parsed(files, "root").signed
+    version = parsed(files, "timestamp").signed.version
+    known = {head.digest.short, *map(str, timestamp_note(files).get("merged", ()))}
+    found = []
+    candidates = sorted((commit, tag) for tag in tags if (commit := parse_commit_tag(tag)) is not None
+                        and commit[0] >= version and commit[1] not in known)
+    for (number, short), tag in candidates[-OTHERS_MAX:]:
+        try:
+            artifact = fetch_artifact(transport, tag)
+            if artifact is None or artifact.digest.short != short:
+                continue
+            theirs = StoredFiles(transport, artifact)
+            timestamp = parsed(theirs, "timestamp")
+            signed = any(root.get_verification_result("timestamp", timestamp.signed_bytes, timestamp.signatures).signed)
+        except DtrainError:
+            continue
+        if signed and timestamp.signed.version == number:
+            prev = timestamp_note(theirs).get("prev")
+            found.append(Other(artifact=artifact, files=theirs, version=number,
+                               built_on=prev if isinstance(prev, str) else None))
+    return found
+
+
+def difference(ours: Files, theirs: Files) -> Difference:
+    """Return what ``theirs`` has that ``ours`` lacks; only what verifies with our root and targets counts."""
+    newer: dict[str, tuple[int, bytes]] = {}
+    contradicting = []
+    root: Root = parsed(ours, "root").signed
+    targets: Targets = parsed(ours, "targets").signed
+    for role in sorted({named[0] for name in theirs if (named := parse_name(name)) is not None}):
+        own, other = newest(ours, role), newest(theirs, role)
+        if role in ("root", "snapshot", "timestamp") or other is None or (own is not None and own[0] > other[0]):
+            continue
+        try:
+            metadata: Metadata[Any] = parsed(theirs, role)
+            (root if role == "targets" else targets).verify_delegate(
+                role, metadata.signed_bytes, metadata.signatures)
+        except (DtrainError, RepositoryError, ValueError):
+            continue  # not signed by who may: it is nobody's state
+        if metadata.signed.version != other[0]:
+            continue
+        if own is None or own[0] < other[0]:
+            newer[role] = other
+        elif metadata.signed.targets != parsed(ours, role).signed.targets:
+            contradicting.append(role)
+    return Difference(newer=newer, contradicting=tuple(contradicting))
+
+
+def check_forks(transport: Transport, head: Artifact, files: Files) -> list[str]:
+    """Check that no other state contradicts the head, and that nobody moved ``tuf`` back (R4).
+
+    Returns:
+        Warnings about states that were begun and not finished.
+
+    Raises:
+        Rollback: two states of one version that differ, or later states than the head.
+    """
+    warnings = []
+    for other in others(transport, head, files, transport.tags()):
+        found = difference(files, other.files)
+        what = f"{transport.place}: metadata state {other.version} ({other.artifact.digest.short})"
+        if other.version > parsed(files, "timestamp").signed.version and other.built_on == str(head.digest):
+            warnings.append(f"{what} was begun and not finished: its publisher should repeat the command")
+        elif other.version > parsed(files, "timestamp").signed.version:
+            raise Rollback(f"{what}: expected it, or a later one, under the tag tuf, got an older one",
+                           hint="someone moved the tag back; do not run this train")
+        elif found.newer or found.contradicting:
+            raise Rollback(
+                f"{what}: expected one state of this version, got two that differ in "
+                f"{', '.join((*found.newer, *found.contradicting))}",
+                hint="two parties published at the same moment; one of them, or the creator, can join both with: "
+                     "dtrain trust refresh")
+    return warnings
+
+
+def merged(ours: Files, theirs: Files) -> Files:
+    """Return our state with every newer role of theirs; where both have a version of a role, ours stays."""
+    found = difference(ours, theirs).newer
+    if "targets" in found:
+        ours = with_role(ours, "targets", found["targets"][1], found["targets"][0])
+        found = difference(ours, theirs).newer  # other delegations may hold now
+    for role, (version, raw) in found.items():
+        ours = with_role(ours, role, raw, version)
+    return ours
