@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from dtrain.cli import creator, demo, hop, keys, look, options, output
+from dtrain.cli import creator, demo, hop, keys, look, options, output, trust
 from dtrain.errors import DtrainError
 from dtrain.version import VERSION
 
@@ -41,14 +41,22 @@ def version() -> None:
 for group in (hop, look, creator, demo):
     group.add_to(app)
 app.add_typer(keys.app, name="key")
+app.add_typer(trust.app, name="trust")
+
+
+def _defaults(command: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return ``settings`` for each command, those of groups too."""
+    commands = getattr(command, "commands", None)
+    if commands is None:
+        return settings
+    return {name: _defaults(one, settings) for name, one in commands.items()}
 
 
 def main() -> None:
     """Run the command line and exit with the status of what happened."""
     try:
         command = typer.main.get_command(app)
-        defaults = options.from_files()
-        command.main(prog_name="dtrain", default_map=dict.fromkeys(getattr(command, "commands", {}), defaults))
+        command.main(prog_name="dtrain", default_map=_defaults(command, options.from_files()))
     except DtrainError as problem:
         output.error(problem, as_json="--json" in sys.argv)
         sys.exit(problem.exit_status)

@@ -58,7 +58,7 @@ def publish_train(
         return finish(state, basis, descriptor=descriptor, signing=signing, context=context)
 
     return publish_checked(target, transport, make, anchor=anchor, descriptor=descriptor, context=context,
-                           image=manifest.descriptor)
+                           image=manifest.descriptor, proposal=proposal_tag(descriptor.creator))
 
 
 def publish_hop(
@@ -87,12 +87,17 @@ def publish_hop(
 
     published = publish_checked(
         place, transport, make, anchor=attested.anchor, descriptor=attested.descriptor, context=context,
-        proposal=f"{HEAD}-prop-{encode_name(statement.station)}", image=manifest.descriptor)
+        proposal=proposal_tag(statement.station), image=manifest.descriptor)
     got = parsed(published.files, role).signed.targets[path].hashes["sha256"]
     if got != manifest.digest.hex:
         raise Conflict(f"hop {statement.number}: expected to publish {manifest.digest}, got metadata of sha256:{got}: "
                        "this hop was published already", hint="the other one stands; look at it with: dtrain inspect")
     return published
+
+
+def proposal_tag(party: str) -> str:
+    """Return the tag under which a party's state waits for further signatures."""
+    return f"{HEAD}-prop-{encode_name(party)}"
 
 
 def check_signing_key(signing: SigningKey, attested: AttestedTrain | None, station: str) -> None:
@@ -126,6 +131,7 @@ def _handover(descriptor: TrainDescriptor, now: datetime) -> datetime:
 def publish_checked(
     place: Reference, transport: Transport, make: Callable[[Basis], Made | None], *, anchor: Anchor,
     descriptor: TrainDescriptor, context: Context, image: Descriptor | None = None, proposal: str | None = None,
+    start: str | None = None,
 ) -> PublishedState:
     """Publish what ``make`` gives, each attempt after the checks that a reader will make; then remember it as seen.
 
@@ -138,6 +144,7 @@ def publish_checked(
         context: the surroundings.
         image: the new hop's image.
         proposal: the tag for a state that needs further signatures.
+        start: the tag of the state to build on instead of the head.
     """
     def check(files: Files, digest: Digest, *, remember: bool) -> None:
         check_state(files, digest, anchor, Expected(train=descriptor.train), store=context.store,
@@ -151,9 +158,9 @@ def publish_checked(
 
     if context.now() >= descriptor.deadline:
         raise Expired(f"train {descriptor.train!r}: expected a deadline to come, got {descriptor.deadline}",
-                      hint="the creator can extend it with: dtrain trust refresh --deadline DATE")
+                      hint="the train's time is over; its creator can build it again")
     with metadata_place(place, transport, anchor, context) as trusted:
-        published = publish(trusted, checked, proposal=proposal,
+        published = publish(trusted, checked, proposal=proposal, start=start,
                             subject=lambda files, known: _newest_image(files, descriptor, (image, *known)))
     if published.complete:
         check(published.files, published.artifact.digest, remember=True)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from io import BytesIO
 from pathlib import Path
@@ -158,23 +157,28 @@ def _attest(
     signed, now = plan.signed, context.now()
     creator = signed.creator_key or SigningKey.of_rsa(plan.creator_key)
     stations = {station: signed.station_keys.get(station) or VerifyKey.of_rsa(key) for station, key in plan.route}
-    roots = signed.roots or (_own_root(plan.creator, creator, stations, now),)
-    root = parse_root(roots[-1], what="root")
-    consortium = read_consortium(root.signed)
-    pinned = PinnedRoot(keys=tuple(key.fingerprint for key in consortium.keyholders.values()),
-                        threshold=consortium.threshold, repository=context.trust_repository)
-    builder = [signed.builder_key or SigningKey.of_rsa(plan.builder_key)] if consortium.builders else []
+    roots = signed.roots or (own_root(plan.creator, creator, stations, now),)
+    pinned = pinned_root(roots, context)
+    builders = read_consortium(parse_root(roots[-1], what="root").signed).builders
+    builder = [signed.builder_key or SigningKey.of_rsa(plan.builder_key)] if builders else []
     descriptor = describe(
         config, name=target.name, deadline=signed.deadline or now + TRAIN_LIFE, dwell_days=signed.dwell_days,
         files=_signed_files(plan, files), base=ApprovedBase.of(latest, name=config.source.address, layers=-1))
     anchor = Anchor(source="the new anchor", creators={}, builders={}, stations={},
-                    root=PinnedRoot(document=roots[0], repository=pinned.repository))
+                    root=replace(pinned, document=roots[0]))
     publish_train(target, transport, latest.manifest, descriptor, roots=roots, stations=stations,
                   signing=[creator, *builder], anchor=anchor, context=context)
     return pinned
 
 
-def _own_root(name: str, creator: SigningKey, stations: Mapping[str, VerifyKey], now: datetime) -> bytes:
+def pinned_root(roots: Sequence[bytes], context: Context) -> PinnedRoot:
+    """Return what an anchor pins of a consortium: the key holders of its first root."""
+    consortium = read_consortium(parse_root(roots[0], what="root").signed)
+    return PinnedRoot(keys=tuple(key.fingerprint for key in consortium.keyholders.values()),
+                      threshold=consortium.threshold, repository=context.trust_repository)
+
+
+def own_root(name: str, creator: SigningKey, stations: Mapping[str, VerifyKey], now: datetime) -> bytes:
     """Return the root of a consortium that consists of the creator and the stations of the route."""
     consortium = Consortium(keyholders={name: creator.public}, creators={name: creator.public}, stations=stations)
     root = draft_root(consortium, version=1, expires=now + ROOT_LIFE)
@@ -248,13 +252,7 @@ def _draft(plan: TrainPlan, base: Reference) -> TrainConfig:
 
 def _digests(plan: TrainPlan, files: Sequence[PlainFile]) -> dict[str, str]:
     """Return the hex sha256 of each file, for the pin."""
-    digests = {}
-    for file in (*files, *filter(None, [_query(plan)])):
-        own = hashlib.sha256()
-        for chunk in file.chunks():
-            own.update(chunk)
-        digests[file.path] = own.hexdigest()
-    return digests
+    return {file.path: file.sha256() for file in (*files, *filter(None, [_query(plan)]))}
 
 
 def _seal_base(out: BinaryIO, mtime: int) -> tuple[Digest, int]:

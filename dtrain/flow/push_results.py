@@ -78,14 +78,14 @@ def push_results(
     record = workdir.read_record(folder)
     source = Reference.parse(record.reference)
     place = target or source.with_tag(source.tag or DEFAULT_TAG)
-    metadata = None
     with (workdir.alone(folder), context.spool() as spool, context.connect(source) as parent_place,
           context.connect(place) as transport):
         hop = outbox.load(folder, record)
+        attested = _attested(record, source, parent_place, trust, context)
+        signing = signing_key or SigningKey.of_rsa(key)
         if hop is None or not hop.published:  # a published hop may have gone further, and its repository with it
-            attested = _attested(record, source, parent_place, trust, context)
             train, stop = _verified(folder, record, key, attested or trust, spool)
-            check_signing_key(signing_key or SigningKey.of_rsa(key), attested, record.station)
+            check_signing_key(signing, attested, record.station)
             parent = fetch_image(parent_place, Digest.parse(record.digest), context).image
             hop = hop or _seal(folder, record, parent, train, stop, key, context)
             _check_unchanged_tag(transport, place, record, hop, attested)
@@ -93,12 +93,14 @@ def push_results(
                        mount_from=source.repository if source.host == place.host else None)
             _upload(transport, folder, hop)  # nothing is visible yet
             _claim(transport, place, record, hop, attested)  # the hop's own tag
-            metadata = _attest(transport, place, record, hop, attested, signing_key or SigningKey.of_rsa(key), context)
+            metadata = _attest(transport, place, record, hop, attested, signing, context)
             _publish(transport, place, record, hop, attested)  # the train's tag, on which routers act
             outbox.mark_published(folder, str(place))
         elif hop.published != str(place):
             raise Conflict(f"{folder}: expected a hop that goes to {place}, got one that was published at "
                            f"{hop.published}", hint="a hop is published once; copy it with: skopeo copy")
+        else:  # nothing to do, unless what was proposed has been overtaken and has to be proposed again
+            metadata = _attest(transport, place, record, hop, attested, signing, context)
     return Published(reference=place.pinned(hop.image.manifest.digest), hop=record.hop,
                      tag=hop_tag(record.hop, record.station), train=record.train, metadata=metadata,
                      already=hop.published is not None)

@@ -7,6 +7,7 @@ station in clear, or carry the station's own files out.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +31,13 @@ class PlainFile:
     size: int
     mode: int
     chunks: Callable[[], Iterable[bytes]] = field(repr=False, compare=False)
+
+    def sha256(self) -> str:
+        """Return the hex sha256 of the content, which is read once."""
+        own = hashlib.sha256()
+        for chunk in self.chunks():
+            own.update(chunk)
+        return own.hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

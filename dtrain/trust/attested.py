@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from dtrain.crypto.rsa import PublicKey
-from dtrain.errors import BadSignature, MissingEvidence, VerificationFailed
+from dtrain.errors import BadSignature, DigestMismatch, MissingEvidence, RouteProblem, VerificationFailed
 from dtrain.oci.digest import Digest
 from dtrain.train.config import TrainConfig
 from dtrain.train.pin import TrainPin
@@ -19,7 +19,7 @@ from dtrain.trust.statements import HopStatement, TrainDescriptor, Unattested
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttestedHop:
-    """One hop that signed metadata vouches for; number 0 is the new train."""
+    """One hop that signed metadata vouches for; the first is the train as its creator described it, number 0 if new."""
 
     number: int
     station: str | None
@@ -132,12 +132,13 @@ class AttestedTrain:
         """Check that the image of a hop says what its station signed (B11).
 
         Raises:
-            VerificationFailed: another number of visited stops, config, results or chain.
+            RouteProblem: another number of visited stops.
+            DigestMismatch: another config, results or chain.
         """
         what = f"hop {hop.number}"
         if done != hop.number:
-            raise VerificationFailed(f"{what}: expected a train that {hop.number} stops have run, got one that "
-                                     f"{done} have", hint="signed metadata and image disagree; do not run this train")
+            raise RouteProblem(f"{what}: expected a train that {hop.number} stops have run, got one that "
+                               f"{done} have", hint="signed metadata and image disagree; do not run this train")
         if hop.statement is None:
             return
         link = config.route[done - 1].link
@@ -147,8 +148,8 @@ class AttestedTrain:
             ("chain digest", hop.statement.chain, "" if link is None else link.digest.hex()),
         ):
             if expected != got:
-                raise VerificationFailed(f"{what}: {name}: expected {expected}, got {got}",
-                                         hint="signed metadata and image disagree; do not run this train")
+                raise DigestMismatch(f"{what}: {name}: expected {expected}, got {got}",
+                                     hint="signed metadata and image disagree; do not run this train")
 
 
 def _check_key(who: str, expected: str, key: PublicKey) -> None:

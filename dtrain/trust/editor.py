@@ -101,6 +101,31 @@ def with_train(
     return with_role(files, "targets", _sign(targets, signing), targets.version)
 
 
+def with_delegation(
+    files: Files, descriptor: TrainDescriptor, station: str, keys: Sequence[VerifyKey],
+    signing: Sequence[SigningKey],
+) -> dict[str, bytes]:
+    """Return the state with a station's role delegated to other keys; the rest of the targets stays.
+
+    Args:
+        files: the older state.
+        descriptor: of the train.
+        station: whose role.
+        keys: who may sign it now.
+        signing: the creator's key, and the builder's where the consortium has builders.
+    """
+    targets: Targets = parsed(files, "targets").signed
+    role = hop_role(station)
+    if targets.delegations is None or targets.delegations.roles is None or role not in targets.delegations.roles:
+        raise MissingEvidence(f"metadata targets: expected a delegation for station {station!r}, got none")
+    for keyid in list(targets.delegations.roles[role].keyids):
+        targets.revoke_key(keyid, role)
+    for key in keys:
+        targets.add_key(tuf_key(key), role)
+    targets.version += 1
+    return with_role(files, "targets", _sign(targets, signing), targets.version)
+
+
 def with_hop(
     files: Files, statement: HopStatement, *, digest: Digest, size: int, expires: datetime, signing: SigningKey
 ) -> dict[str, bytes]:

@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from dtrain.errors import Conflict
+from tuf.api.metadata import Root
+
+from dtrain.errors import Conflict, NotFound, WrongKey
 from dtrain.oci.descriptor import Descriptor
 from dtrain.oci.digest import Digest
 from dtrain.transport.protocol import Transport
@@ -28,6 +30,7 @@ from dtrain.trust.artifact import (
 )  # fmt: skip
 from dtrain.trust.editor import Files, Made, parsed
 from dtrain.trust.forks import merged, others
+from dtrain.trust.rules import VERSIONS_PER_ROOT
 
 ATTEMPTS = 30
 BACKOFF = 0.05, 0.4  # seconds
@@ -62,7 +65,7 @@ class PublishedState:
 def publish(
     transport: Transport, make: Callable[[Basis], Made | None], *,
     subject: Callable[[Files, Sequence[Descriptor]], Descriptor], proposal: str | None = None,
-    wait: Callable[[float], None] = time.sleep,
+    start: str | None = None, wait: Callable[[float], None] = time.sleep,
 ) -> PublishedState:
     """Publish what ``make`` gives, made again on every new basis until nobody else's work would be lost.
 
@@ -71,6 +74,7 @@ def publish(
         make: gives a new state, or ``None`` when the head holds the change already and nothing was joined.
         subject: gives the descriptor of the newest hop's image in a state, out of known ones if it is among them.
         proposal: the tag for a state that needs further signatures.
+        start: the tag of the state to build on instead of the head, which is given up with all that is beside it.
         wait: sleeps for seconds.
 
     Raises:
@@ -78,7 +82,7 @@ def publish(
     """
     for _ in range(ATTEMPTS):
         head = fetch_artifact(transport)
-        basis = _basis(transport, head)
+        basis = _basis(transport, head) if start is None else _restart(transport, head, start)
         made = make(basis)
         if made is None:
             if basis.joined or head is None:
@@ -90,7 +94,8 @@ def publish(
         store_artifact(transport, artifact, made.files, known=known)
         if not made.complete:
             if proposal is None:
-                raise Conflict("metadata: expected a key that may publish, got one that may only propose")
+                raise WrongKey("metadata: expected a key that may sign snapshot and timestamp alone, got another",
+                               hint="creators and routers may, and the station of the newest hop")
             transport.put_tag(proposal, artifact.manifest)
             return PublishedState(artifact=artifact, files=made.files, version=version, complete=False)
         transport.put_tag(commit_tag(version, artifact.digest), artifact.manifest)
@@ -131,6 +136,26 @@ def _basis(transport: Transport, head: Artifact | None) -> Basis:
         subjects.append(other.artifact.manifest.subject)
     return Basis(files=files, head=head.digest, joined=tuple(joined), floor=floor,
                  subjects=tuple(one for one in subjects if one is not None))
+
+
+def _restart(transport: Transport, head: Artifact | None, start: str) -> Basis:
+    """Return an earlier state, with everything later declared joined, so that nobody takes it for a fork.
+
+    Raises:
+        NotFound: there is no such state.
+    """
+    chosen = fetch_artifact(transport, start)
+    if chosen is None or head is None:
+        raise NotFound(f"{transport.place}: {start}: expected a state of metadata, got none",
+                       hint="dtrain inspect lists them")
+    files = StoredFiles(transport, chosen)
+    root: Root = parsed(files, "root").signed
+    commits = [commit for tag in transport.tags() if (commit := parse_commit_tag(tag)) is not None]
+    floor = max((number for number, _ in commits if number <= VERSIONS_PER_ROOT * root.version),
+                default=_version(files))
+    beyond = {short for number, short in commits if number > floor}  # those of the floor are older than what follows
+    return Basis(files=files, head=head.digest, joined=tuple(beyond), floor=floor,
+                 subjects=() if chosen.manifest.subject is None else (chosen.manifest.subject,))
 
 
 def _version(files: Files) -> int:

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 from tuf.api.metadata import TargetFile, Targets
 
-from dtrain.errors import BadSignature, Expired, MalformedInput, MissingEvidence, VerificationFailed
+from dtrain.errors import BadSignature, Expired, MalformedInput, MissingEvidence, Rollback, VerificationFailed
 from dtrain.oci.digest import Digest
 from dtrain.oci.strict_json import Fields
 from dtrain.trust.anchor import Anchor
@@ -31,6 +31,7 @@ from dtrain.trust.statements import (
 )  # fmt: skip
 
 CLOCK_SLACK = timedelta(minutes=5)
+VERSIONS_PER_ROOT = 1_000_000  # states that a train has, between two roots; a busy one has some hundreds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +54,7 @@ def attested_train(
     consortium = read_consortium(client.root)
     new, descriptor = _new_train(client, consortium, expected)  # R3
     issued = _issued(client, descriptor, now)
+    _check_versions(client)
     delegated = _delegations(client.targets, descriptor, consortium)
     hops = _hops(client, descriptor, new, anchor, consortium)  # R5, R1
     _check_online_signers(client, consortium, hops[-1])  # R2
@@ -65,7 +67,7 @@ def attested_train(
 
 
 def _new_train(client: Client, consortium: Consortium, expected: Expected) -> tuple[AttestedHop, TrainDescriptor]:
-    """Return hop 0 and what its creator signed about the train (R3)."""
+    """Return the train as its creator described it, and what he signed about it (R3)."""
     paths = [path for path in client.targets.targets if path.endswith("/train")]
     if len(paths) != 1:
         raise MissingEvidence(f"metadata: expected one train, got {len(paths)}")
@@ -75,7 +77,7 @@ def _new_train(client: Client, consortium: Consortium, expected: Expected) -> tu
         raise VerificationFailed(f"metadata: expected the train {descriptor.train!r} at its own path, got {paths[0]!r}")
     for what, want, got in (("train", expected.train, descriptor.train), ("name", expected.name, descriptor.name)):
         if want is not None and want != got:
-            raise VerificationFailed(
+            raise Rollback(
                 f"metadata: expected that of the {what} {want!r}, got that of {got!r}",
                 hint="someone exchanged trains, or the repository was renamed; if this is the train that you mean, "
                      f"say so with: --train {descriptor.train}")
@@ -87,16 +89,16 @@ def _new_train(client: Client, consortium: Consortium, expected: Expected) -> tu
     builders = {key.fingerprint for key in consortium.builders.values()}
     if builders and not builders & set(signers):
         raise BadSignature("metadata targets: expected a signature of a builder beside the creator's, got none")
-    return AttestedHop(number=0, station=None, digest=_digest(target), size=target.length, statement=None,
-                       signers=tuple(map(consortium.holder, signers)), keys=signers), descriptor
+    return AttestedHop(number=descriptor.visited, station=None, digest=_digest(target), size=target.length,
+                       statement=None, signers=tuple(map(consortium.holder, signers)), keys=signers), descriptor
 
 
 def _issued(client: Client, descriptor: TrainDescriptor, now: datetime) -> datetime:
     """Return when the timestamp was signed, in a past that the clock here agrees with."""
     fields = Fields(dict(client.timestamp.unrecognized_fields.get(MEMBER) or {}), f"metadata timestamp: {MEMBER}")
     if fields.required("train", str) != descriptor.train:
-        raise VerificationFailed(f"metadata timestamp: expected that of train {descriptor.train!r}, "
-                                 f"got that of {fields.required('train', str)!r}")
+        raise Rollback(f"metadata timestamp: expected that of train {descriptor.train!r}, "
+                       f"got that of {fields.required('train', str)!r}")
     try:
         issued = datetime.fromisoformat(fields.required("issued", str))
         behind = now + CLOCK_SLACK < issued
@@ -106,6 +108,24 @@ def _issued(client: Client, descriptor: TrainDescriptor, now: datetime) -> datet
         raise Expired(f"clock: expected a time after {issued:%Y-%m-%d %H:%M} UTC, when the metadata was signed, "
                       f"got {now:%Y-%m-%d %H:%M} UTC", hint="set this machine's clock")
     return issued
+
+
+def _check_versions(client: Client) -> None:
+    """Check that no role has run ahead: a station could let versions jump so far that no honest one can follow.
+
+    Each version of the root raises the limit, so that a consortium can go on after it has removed such a station.
+
+    Raises:
+        Rollback: one has.
+    """
+    limit = VERSIONS_PER_ROOT * client.root.version
+    versions = {"timestamp": client.timestamp.version, "snapshot": client.snapshot.version,
+                **{name: meta.version for name, meta in client.snapshot.meta.items()}}
+    for role, version in versions.items():
+        if version > limit:
+            raise Rollback(f"metadata {role}: expected a version of at most {limit}, got {version}",
+                           hint="somebody made the versions jump; the consortium can remove him with: "
+                                "dtrain trust revoke")
 
 
 def _delegations(
@@ -137,7 +157,7 @@ def _hops(
     hops = [new]
     for number, station in enumerate(descriptor.stations, start=1):
         role = hop_role(station)
-        if f"{role}.json" not in client.snapshot.meta:
+        if number <= new.number or f"{role}.json" not in client.snapshot.meta:
             continue  # R5: not visited yet, or by a station without metadata, which a later statement has to name
         path = hop_path(descriptor.train, station, number)
         target = client.target(path)

@@ -73,6 +73,8 @@ class TrainDescriptor:
     base: ApprovedBase | None
     deadline: datetime
     dwell_days: int
+    visited: int = 0
+    """How many stops had run the train when the creator described it: 0, unless it was adopted on its way."""
 
     @property
     def stations(self) -> tuple[str, ...]:
@@ -102,6 +104,7 @@ class TrainDescriptor:
                 "config": dict(self.base.runtime),
                 "layers": [{"digest": str(digest), "diff_id": str(diff_id)} for digest, diff_id in self.base.layers]},
             "deadline": self.deadline.isoformat(), "dwell_days": self.dwell_days,
+            "visited": self.visited,
         }
 
     @classmethod
@@ -123,6 +126,7 @@ class TrainDescriptor:
             files=None if files is None else {path: _file(files.object(path)) for path in files.raw},
             base=None if base is None else _base(base),
             deadline=_date(fields, "deadline"), dwell_days=fields.required("dwell_days", int),
+            visited=fields.required("visited", int),
         )
 
 
@@ -198,14 +202,14 @@ class HopStatement:
 
 
 def describe(config: TrainConfig, *, name: str, files: Mapping[str, SignedFile] | None, base: ApprovedBase | None,
-             deadline: datetime, dwell_days: int) -> TrainDescriptor:
+             deadline: datetime, dwell_days: int, visited: int = 0) -> TrainDescriptor:
     """Return the descriptor of the train with this configuration."""
     return TrainDescriptor(
         train=config.id, name=name, proposal=str(config.proposal_id), session=config.session_id.hex(),
         source=source_of(config), creator=str(config.creator.id), creator_key=config.creator.key.fingerprint,
         builder_key=config.build.key.fingerprint,
         route=tuple((str(stop.station), stop.key.fingerprint) for stop in config.route),
-        files=files, base=base, deadline=deadline, dwell_days=dwell_days,
+        files=files, base=base, deadline=deadline, dwell_days=dwell_days, visited=visited,
     )
 
 

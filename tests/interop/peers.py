@@ -410,9 +410,15 @@ def shape(source: str, *, server: RegistryServer | None = None) -> Shape:
         )
 
 
-def copy_image(source: str, target: str, *, format: Format | None = None, server: RegistryServer | None = None) -> None:
-    """skopeo copy; `format` converts the manifest, `server` lends CA and credentials to the end that is a registry."""
-    args = ["copy", "--quiet"]
+def copy_image(
+    source: str, target: str, *, format: Format | None = None, server: RegistryServer | None = None,
+    preserve: bool = False,
+) -> None:
+    """skopeo copy; `format` converts the manifest, `server` lends CA and credentials to the end that is a registry.
+
+    Unless digests are to be preserved, skopeo compresses the layers that it copies into a layout.
+    """
+    args = ["copy", "--quiet", *(["--preserve-digests"] if preserve else [])]
     if format:
         args += ["--format", format]
     for end, reference in (("src", source), ("dest", target)):
