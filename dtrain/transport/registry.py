@@ -210,7 +210,8 @@ class Registry:
                            hint="someone else pushed at the same moment; look at what is there now")
         check_stored(response, manifest.digest, what=what)
         if isinstance(manifest, Manifest) and manifest.subject is not None and "OCI-Subject" not in response.headers:
-            self._list_as_referrer(manifest, manifest.subject)
+            with contextlib.suppress(TransportError):  # a registry may forbid other tags; this one is for people
+                self._list_as_referrer(manifest, manifest.subject)
 
     def _list_as_referrer(self, manifest: Manifest, subject: Descriptor) -> None:
         """Add the manifest to the index under its subject's tag (distribution-spec: referrers tag schema).

@@ -94,10 +94,12 @@ class Signed:
     def hop(self, station: str) -> Published:
         return self.push(self.pull(station))
 
-    def verify(self, who: Context | None = None, reference: str = "", **changes: Any) -> Verified:
+    def verify(
+        self, who: Context | None = None, reference: str = "", *, every_image: bool = False, **changes: Any
+    ) -> Verified:
         """Verify as somebody who has seen nothing, or as ``who``."""
         return verify(Reference.parse(reference) if reference else self.train, trust=self.anchor(**changes),
-                      context=who or self.fresh())
+                      context=who or self.fresh(), every_image=every_image)
 
     # what an attacker does
 
