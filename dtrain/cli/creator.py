@@ -47,7 +47,7 @@ def build(
     deadline: Annotated[datetime | None, typer.Option(
         "--deadline", formats=["%Y-%m-%d"], help="When every signature of the train ends; default: in a year.")] = None,
     dwell_days: Annotated[int, typer.Option(
-        "--dwell-days", min=1, help="How long the train may wait for a station to start.")] = 35,
+        "--dwell-days", min=1, max=3650, help="How long the train may wait for a station to start.")] = 35,
     no_metadata: Annotated[bool, typer.Option(
         "--no-metadata", help="Make a plain PHT train, without signed metadata.")] = False,
     anchor_out: Annotated[Path | None, typer.Option(

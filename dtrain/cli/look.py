@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dtrain.cli import output
-from dtrain.cli.options import Believing, Ref, Surroundings, expanded
+from dtrain.cli.options import Believing, Ref, Surroundings, TrustRepository, expanded
 
 if TYPE_CHECKING:
     from dtrain.flow.verify import Verified
@@ -93,7 +93,7 @@ def _audit_lines(found: Verified) -> list[str]:
                     enumerate(attested.descriptor.stations, start=1) if number > found.done]
 
 
-def inspect(*, ref: Ref, around: Surroundings) -> None:
+def inspect(*, ref: Ref, trust_repository: TrustRepository = None, around: Surroundings) -> None:
     """Show what the train at REF, or the working folder REF, says of itself. Nothing is verified."""
     from dtrain.flow.inspect import inspect as flow
     from dtrain.flow.workdir import RECORD, read_record
@@ -102,7 +102,7 @@ def inspect(*, ref: Ref, around: Surroundings) -> None:
         record = read_record(Path(ref))
         output.result(record.to_bytes().decode().rstrip(), as_json=False, schema="", members={})
         return
-    found = flow(around.reference(ref), context=around.context())
+    found = flow(around.reference(ref), context=around.context(Believing(trust_repository=trust_repository)))
     manifest, train = found.image.manifest, found.train
     members: dict[str, Any] = {
         "reference": str(found.reference), "digest": str(manifest.digest), "verified": False,

@@ -14,7 +14,7 @@ from dtrain.errors import StorageProblem, UsageProblem
 if TYPE_CHECKING:
     from tuf.api.metadata import Metadata, Root
 
-    from dtrain.crypto.signing import VerifyKey
+    from dtrain.crypto.signing import SigningKey, VerifyKey
     from dtrain.trust.publish import PublishedState
 
 app = typer.Typer(help="Signed metadata: a consortium's root, and keys and dates of a train on its way.",
@@ -150,13 +150,10 @@ def revoke(*, ref: Ref, station: Annotated[str, typer.Argument(metavar="ID")], r
 def _exchange(ref: str, station: str, key: VerifyKey | None, root: list[Path] | None, start: str | None,
               builder_key: Path | None, keys: Keys, believing: Believing, around: Surroundings) -> None:
     from dtrain.flow.tend import exchange_key
-    from dtrain.keystore.pem import read_signing_key
 
-    builder = None if builder_key is None else read_signing_key(
-        builder_key, password=key_password(keys.key_password_file))
     _tell(around, exchange_key(
         around.reference(ref), station, key, anchor=believing.rooted(), signing=keys.signing(), start=start,
-        roots=_read_all(root), builder=builder, context=around.context(believing)))
+        roots=_read_all(root), builder=_builder(builder_key, keys), context=around.context(believing)))
 
 
 def cosign(*, ref: Ref, station: Annotated[str, typer.Argument(metavar="ID")], keys: Keys, believing: Believing,
@@ -173,7 +170,8 @@ def adopt(
                                                                             "with; default: its RSA key.")] = None,
     code: Annotated[Path | None, typer.Option("--code", metavar="DIR", help="The algorithm's plaintext.")] = None,
     query: Annotated[Path | None, typer.Option("--query", metavar="FILE", help="The plaintext query.")] = None,
-    root: Roots = None, dwell_days: Annotated[int, typer.Option("--dwell-days", min=1)] = 35,
+    root: Roots = None, dwell_days: Annotated[int, typer.Option("--dwell-days", min=1, max=3650)] = 35,
+    builder_key: BuilderKey = None,
     anchor_out: Annotated[Path, typer.Option("--anchor-out", metavar="FILE", help="Anchor to write.")],
     keys: Keys, believing: Believing, around: Surroundings,
 ) -> None:
@@ -188,9 +186,16 @@ def adopt(
         raise UsageProblem(f"{anchor_out}: expected no file there, got one", hint="choose another --anchor-out")
     published, text = flow(
         around.reference(ref), anchor=anchor, signing=keys.signing(), stations=_keys(station), code=code, query=query,
-        roots=_read_all(root), dwell_days=dwell_days, context=around.context(believing))
+        roots=_read_all(root), dwell_days=dwell_days, builder=_builder(builder_key, keys),
+        context=around.context(believing))
     anchor_out.write_text(text)
     _tell(around, published)
+
+
+def _builder(path: Path | None, keys: Keys) -> SigningKey | None:
+    from dtrain.keystore.pem import read_signing_key
+
+    return None if path is None else read_signing_key(path, password=key_password(keys.key_password_file))
 
 
 def _tell(around: Surroundings, published: PublishedState) -> None:

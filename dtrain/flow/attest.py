@@ -49,9 +49,13 @@ def publish_train(
         Conflict: there is metadata already.
         VerificationFailed: the anchor would not accept it.
     """
-    def make(basis: Basis) -> Made:
+    def make(basis: Basis) -> Made | None:
         if basis.head is not None:
-            raise Conflict(f"{target}: expected no metadata there, got a train's", hint="choose another repository")
+            there = parsed(basis.files, "targets").signed.targets.get(train_path(descriptor.train))
+            if there is None or there.hashes.get("sha256") != manifest.digest.hex:
+                raise Conflict(f"{target}: expected no metadata there, got a train's", hint="choose another repository")
+            return None if not basis.joined else finish(
+                basis.files, basis, descriptor=descriptor, signing=signing, context=context)
         files = {file_name("root", parse_root(raw, what="root").signed.version): raw for raw in roots}
         state = with_train(files, descriptor, digest=manifest.digest, size=len(manifest.raw), stations=stations,
                            signing=signing)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from dtrain.errors import MissingEvidence, VerificationFailed
+from dtrain.errors import MissingEvidence, RouteProblem, VerificationFailed
 from dtrain.flow.context import Context
 from dtrain.oci.digest import Digest
 from dtrain.oci.manifest import Manifest
@@ -72,7 +72,7 @@ def believe(
     """
     if not isinstance(trust, Anchor) or trust.root is None:
         return Believed(selector=reference.selector, trust=trust)
-    attested = resolve(reference, transport, trust, context)
+    attested = resolve(reference, transport, trust, context, station=station)
     hop = _wanted(reference, transport, attested, station)
     if hop is None:
         selector = transport.resolve(reference.tag or DEFAULT_TAG)
@@ -81,12 +81,19 @@ def believe(
     return Believed(selector=hop.digest, trust=attested, hop=hop, attested=attested)
 
 
-def resolve(reference: Reference, transport: Transport, anchor: Anchor, context: Context) -> AttestedTrain:
-    """Return what verified metadata says about the train at ``reference``."""
+def resolve(
+    reference: Reference, transport: Transport, anchor: Anchor, context: Context, *, station: str | None = None,
+    look_around: bool = True,
+) -> AttestedTrain:
+    """Return what verified metadata says about the train at ``reference``.
+
+    Args: as :func:`dtrain.trust.verify.fetch_attested`.
+    """
     name = None if reference.layout is not None or context.train is not None else reference.name
     with metadata_place(reference, transport, anchor, context) as place:
         attested = fetch_attested(place, anchor, Expected(train=context.train, name=name), store=context.store,
-                                  now=context.now(), max_stale=context.max_stale, warn=context.warn)
+                                  now=context.now(), max_stale=context.max_stale, warn=context.warn, station=station,
+                                  look_around=look_around)
     if attested.stale is not None:
         context.warn(f"the metadata expired {attested.stale} ago and is accepted as --max-stale asks: someone may be "
                      "withholding newer metadata")
@@ -94,10 +101,11 @@ def resolve(reference: Reference, transport: Transport, anchor: Anchor, context:
 
 
 def metadata_place(
-    reference: Reference, transport: Transport, anchor: Anchor, context: Context
+    reference: Reference, transport: Transport, anchor: Anchor | None, context: Context
 ) -> AbstractContextManager[Transport]:
     """Return where the train's metadata is: beside its images, or in a repository of its own."""
-    start = context.trust_repository or (None if anchor.root is None else anchor.root.repository)
+    start = context.trust_repository or (
+        None if anchor is None or anchor.root is None else anchor.root.repository)
     if start is None:
         return contextlib.nullcontext(transport)
     return _opened(Reference.parse(start, default_host=reference.host or None).below(reference.name), context)
@@ -114,14 +122,15 @@ def _wanted(
 ) -> AttestedHop | None:
     """Return the hop that is meant; ``None`` stands for an image, named by the tag, that no metadata vouches for."""
     tag = reference.tag or DEFAULT_TAG
-    if reference.digest is not None:
-        found = attested.by_digest(reference.digest)
+    numbered = parse_hop_tag(tag)
+    if reference.digest is not None or numbered is not None:
+        found = attested.by_digest(reference.digest) if reference.digest is not None else (
+            None if numbered is None else attested.by_number(numbered[0]))
         if found is None:
             raise MissingEvidence(f"{reference}: expected a hop with signed metadata, got none of that digest")
+        if station is not None and found != attested.newest:
+            raise RouteProblem(f"{reference}: expected the newest hop, {attested.newest.number}, got {found.number}")
         return found
-    numbered = parse_hop_tag(tag)
-    if numbered is not None:
-        return attested.by_number(numbered[0])
     stations = attested.descriptor.stations
     is_turn = attested.newest.number < len(stations) and stations[attested.newest.number] == station
     if is_turn and not attested.anchor.unattested:
@@ -138,10 +147,6 @@ def _gap(attested: AttestedTrain, checked: CheckedTrain) -> tuple[Unattested, ..
         raise MissingEvidence(f"image: expected one with signed metadata, got one of hop {checked.done} without",
                               hint="the tag names another image than the metadata; do not run it")
     attested.anchor.check_unattested(station for _, station in stations)
-    for hop in attested.hops:
-        link = route[hop.number - 1].link
-        if hop.statement is not None and (link is None or link.digest.hex() != hop.statement.chain):
-            raise VerificationFailed(f"hop {hop.number}: expected the chain digest {hop.statement.chain}, got another",
-                                     hint="the image does not continue the hops that have metadata; do not run it")
+    attested.check_chain(checked.config, upto=newest.number)
     return tuple(Unattested(number=number, station=station, chain=link.digest.hex())
                  for number, station in stations if (link := route[number - 1].link) is not None)

@@ -37,6 +37,7 @@ from dtrain.version import VERSION
 
 BASE_TAG = "base"
 TRAIN_LIFE = ROOT_LIFE = timedelta(days=365)
+DWELL_MAX = 3650  # days
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +113,7 @@ def build(plan: TrainPlan, base: Reference, target: Reference, *, context: Conte
         TransportError: the base image cannot be had, or the registry refuses.
     """
     files, now = _code(plan), context.now()
+    _check_dates(plan, now)
     mtime = int(now.timestamp())
     with (context.connect(base) as base_place, context.connect(target) as transport,
           TemporaryDirectory(prefix="dtrain-") as folder):
@@ -145,6 +147,13 @@ def build(plan: TrainPlan, base: Reference, target: Reference, *, context: Conte
     )
     return NewTrain(reference=target.pinned(latest.manifest.digest), train=plan.id, anchor=anchor,
                     base=target.with_tag(BASE_TAG).pinned(based.manifest.digest))
+
+
+def _check_dates(plan: TrainPlan, now: datetime) -> None:
+    if plan.signed is not None and plan.signed.deadline is not None and plan.signed.deadline <= now:
+        raise UsageProblem(f"deadline: expected a day to come, got {plan.signed.deadline:%Y-%m-%d}")
+    if plan.signed is not None and not 1 <= plan.signed.dwell_days <= DWELL_MAX:
+        raise UsageProblem(f"dwell_days: expected 1 to {DWELL_MAX}, got {plan.signed.dwell_days}")
 
 
 def _attest(

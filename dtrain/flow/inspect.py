@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dtrain.errors import MalformedInput
+from dtrain.flow.believe import metadata_place
 from dtrain.flow.context import Context
 from dtrain.flow.fetch import fetch_image
 from dtrain.oci.edit import Image
@@ -46,17 +47,19 @@ def inspect(reference: Reference, *, context: Context) -> Inspected:
         return Inspected(
             reference=reference.pinned(pinned.image.manifest.digest), image=pinned.image,
             train=_top_train(transport, pinned.image, context),
-            hops=tuple(tag for tag in transport.tags() if parse_hop_tag(tag)), metadata=_metadata(transport),
+            hops=tuple(tag for tag in transport.tags() if parse_hop_tag(tag)),
+            metadata=_metadata(reference, transport, context),
         )
 
 
-def _metadata(transport: Transport) -> dict[str, int]:
-    artifact = fetch_artifact(transport)
-    if artifact is None:
-        return {}
-    files = StoredFiles(transport, artifact)
-    roles = sorted({named[0] for name in files if (named := parse_name(name)) is not None})
-    return {role: parsed(files, role).signed.version for role in roles}
+def _metadata(reference: Reference, transport: Transport, context: Context) -> dict[str, int]:
+    with metadata_place(reference, transport, None, context) as place:
+        artifact = fetch_artifact(place)
+        if artifact is None:
+            return {}
+        files = StoredFiles(place, artifact)
+        roles = sorted({named[0] for name in files if (named := parse_name(name)) is not None})
+        return {role: parsed(files, role).signed.version for role in roles}
 
 
 def _top_train(transport: Transport, image: Image, context: Context) -> SealedTrain:

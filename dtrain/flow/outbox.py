@@ -52,6 +52,8 @@ class Waiting:
     facts: Facts
     published: str | None
     """Where it was published, as a reference; ``None`` while it waits."""
+    proposed: bool = False
+    """Whether its metadata was published as a proposal, which others have to sign."""
 
 
 def seal_into(
@@ -109,7 +111,8 @@ def load(folder: Path, record: HopRecord) -> Waiting | None:
         config=found.required("config", str), result_hash=found.required("result_hash", str),
         chain=found.required("chain", str), result_files=found.required("result_files", int),
         result_bytes=found.required("result_bytes", int), sealed_at=found.required("sealed_at", str))
-    return Waiting(image=Image(manifest=parsed, config=parse_config(config, parsed)), facts=facts, published=published)
+    return Waiting(image=Image(manifest=parsed, config=parse_config(config, parsed)), facts=facts, published=published,
+                   proposed=bool(found.optional("proposed", bool)))
 
 
 def open_layer(folder: Path) -> BinaryIO:
@@ -117,12 +120,12 @@ def open_layer(folder: Path) -> BinaryIO:
     return (folder / OUTBOX / _LAYER).open("rb")
 
 
-def mark_published(folder: Path, place: str) -> None:
+def mark_published(folder: Path, place: str, *, proposed: bool) -> None:
     """Note that others can see the hop, and drop its layer, which the registry has now."""
     outbox = folder / OUTBOX
     with storage(outbox):
         found = json.loads((outbox / _RECORD).read_bytes())
-        _replace(outbox / _RECORD, json.dumps({**found, "published": place}, indent=2).encode())
+        _replace(outbox / _RECORD, json.dumps({**found, "published": place, "proposed": proposed}, indent=2).encode())
     with contextlib.suppress(OSError):
         (outbox / _LAYER).unlink()
 

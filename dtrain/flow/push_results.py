@@ -13,7 +13,7 @@ from dtrain.crypto.signing import SigningKey
 from dtrain.errors import Conflict, UsageProblem
 from dtrain.flow import outbox, workdir
 from dtrain.flow.attest import check_signing_key, publish_hop
-from dtrain.flow.believe import resolve
+from dtrain.flow.believe import metadata_place, resolve
 from dtrain.flow.context import Context
 from dtrain.flow.fetch import fetch_image
 from dtrain.flow.pull_verify import check_own_key
@@ -27,9 +27,10 @@ from dtrain.train.config import Stop
 from dtrain.train.plain import read_folder
 from dtrain.train.route import check_turn, hop_tag
 from dtrain.train.seal import SealedHop, seal_hop
-from dtrain.transport.copy import copy_blobs
+from dtrain.transport.copy import copy_blobs, copy_image
 from dtrain.transport.protocol import Transport
 from dtrain.trust.anchor import Anchor, EmbeddedKeys
+from dtrain.trust.artifact import HEAD, fetch_artifact
 from dtrain.trust.attested import AttestedTrain
 from dtrain.trust.publish import PublishedState
 from dtrain.trust.statements import HopStatement, Unattested
@@ -81,9 +82,9 @@ def push_results(
     with (workdir.alone(folder), context.spool() as spool, context.connect(source) as parent_place,
           context.connect(place) as transport):
         hop = outbox.load(folder, record)
-        attested = _attested(record, source, parent_place, trust, context)
-        signing = signing_key or SigningKey.of_rsa(key)
+        signing, metadata = signing_key or SigningKey.of_rsa(key), None
         if hop is None or not hop.published:  # a published hop may have gone further, and its repository with it
+            attested = _attested(record, source, parent_place, trust, context)
             train, stop = _verified(folder, record, key, attested or trust, spool)
             check_signing_key(signing, attested, record.station)
             parent = fetch_image(parent_place, Digest.parse(record.digest), context).image
@@ -93,13 +94,16 @@ def push_results(
                        mount_from=source.repository if source.host == place.host else None)
             _upload(transport, folder, hop)  # nothing is visible yet
             _claim(transport, place, record, hop, attested)  # the hop's own tag
+            _bring_metadata(parent_place, source, transport, place, attested, context)
             metadata = _attest(transport, place, record, hop, attested, signing, context)
             _publish(transport, place, record, hop, attested)  # the train's tag, on which routers act
-            outbox.mark_published(folder, str(place))
+            outbox.mark_published(folder, str(place), proposed=metadata is not None and not metadata.complete)
         elif hop.published != str(place):
-            raise Conflict(f"{folder}: expected a hop that goes to {place}, got one that was published at "
-                           f"{hop.published}", hint="a hop is published once; copy it with: skopeo copy")
-        else:  # nothing to do, unless what was proposed has been overtaken and has to be proposed again
+            raise Conflict(
+                f"{folder}: expected a hop that goes to {place}, got one that was published at {hop.published}",
+                hint="a hop is published once; copy it with: skopeo copy --preserve-digests")
+        elif hop.proposed:  # may have been overtaken, and has to be proposed again
+            attested = _attested(record, place, transport, trust, context)
             metadata = _attest(transport, place, record, hop, attested, signing, context)
     return Published(reference=place.pinned(hop.image.manifest.digest), hop=record.hop,
                      tag=hop_tag(record.hop, record.station), train=record.train, metadata=metadata,
@@ -127,7 +131,7 @@ def _attested(
                            hint="pull it again with this anchor")
     since = context.now() - datetime.fromisoformat(record.verified_at)
     running = replace(context, train=record.train, max_stale=max(since, context.max_stale), warn=lambda text: None)
-    return resolve(source, transport, trust, running)
+    return resolve(source, transport, trust, running, look_around=False)
 
 
 def _verified(
@@ -210,6 +214,19 @@ def _claim(
     transport.put_tag(tag, hop.image.manifest)
     _check_unchanged_tag(transport, place, record, hop, attested)
     _check_claim(transport, place.with_tag(tag), digest)
+
+
+def _bring_metadata(
+    parent_place: Transport, source: Reference, transport: Transport, place: Reference,
+    attested: AttestedTrain | None, context: Context,
+) -> None:
+    """Copy the state that the train was verified with to a place that has none yet, when a hop is published there."""
+    if attested is None or place.place == source.place:
+        return
+    with (metadata_place(source, parent_place, attested.anchor, context) as here,
+          metadata_place(place, transport, attested.anchor, context) as there):
+        if fetch_artifact(there) is None:
+            copy_image(here, attested.metadata, there, [HEAD])
 
 
 def _attest(

@@ -150,7 +150,7 @@ def cosign(
 def adopt(
     reference: Reference, *, anchor: Anchor, signing: SigningKey, stations: Mapping[str, VerifyKey], context: Context,
     roots: Sequence[bytes] = (), code: Path | None = None, query: Path | None = None, deadline: datetime | None = None,
-    dwell_days: int = 35,
+    dwell_days: int = 35, builder: SigningKey | None = None,
 ) -> tuple[PublishedState, str]:
     """Add signed metadata to a plain PHT train, new or on its way, and return an anchor for its stations.
 
@@ -168,6 +168,7 @@ def adopt(
         query: the plaintext query.
         deadline: when every signature ends; by default in a year.
         dwell_days: how long the train may wait for a station to start.
+        builder: the builder's key, where the root names builders.
 
     Raises:
         VerificationFailed: the train does not hold against the anchor.
@@ -189,7 +190,8 @@ def adopt(
         root = pinned_root(roots, context)
         rooted = replace(anchor, root=replace(root, document=roots[0]), trains=None)
         published = publish_train(reference, transport, pinned.image.manifest, descriptor, roots=roots, stations=keys,
-                                  signing=[signing], anchor=rooted, context=replace(context, train=descriptor.train))
+                                  signing=[signing, *([] if builder is None else [builder])], anchor=rooted,
+                                  context=replace(context, train=descriptor.train))
     text = render_anchor(
         creators={descriptor.creator: config.creator.key}, builders={"builder": config.build.key}, trains=(),
         stations={str(stop.station): stop.key for stop in config.route}, base_images=anchor.base_images, root=root)

@@ -77,9 +77,10 @@ class HopRecord:
         numbers = {"hop", "stops", "sealed_size"}
         values: dict[str, Any] = {
             field.name: found.required(field.name, int if field.name in numbers else str)
-            for field in fields(cls) if field.name not in ("keep_layers", "unattested")
+            for field in fields(cls) if field.name not in ("keep_layers", "metadata", "unattested")
         }
         return cls(**values, keep_layers=tuple(int(position) for position in found.required("keep_layers", list)),
+                   metadata=found.optional("metadata", str) or "",
                    unattested=tuple(hop.raw for hop in found.objects("unattested")))
 
 

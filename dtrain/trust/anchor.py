@@ -175,6 +175,8 @@ def _root(fields: Fields, folder: Path) -> PinnedRoot:
     if ("file" in fields) == ("keys" in fields):
         raise MalformedInput(f"{fields.path('file')}: expected either file or keys, got both or none")
     repository = fields.optional("repository", str)
+    if "file" in fields and "threshold" in fields:
+        raise MalformedInput(f"{fields.path('threshold')}: expected none beside file, which has its own, got one")
     if "file" in fields:
         place = folder / fields.required("file", str)
         return PinnedRoot(document=_read_file(place, fields.path("file")), repository=repository)

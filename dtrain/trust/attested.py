@@ -139,6 +139,7 @@ class AttestedTrain:
         if done != hop.number:
             raise RouteProblem(f"{what}: expected a train that {hop.number} stops have run, got one that "
                                f"{done} have", hint="signed metadata and image disagree; do not run this train")
+        self.check_chain(config, upto=hop.number)
         if hop.statement is None:
             return
         link = config.route[done - 1].link
@@ -150,6 +151,22 @@ class AttestedTrain:
             if expected != got:
                 raise DigestMismatch(f"{what}: {name}: expected {expected}, got {got}",
                                      hint="signed metadata and image disagree; do not run this train")
+
+
+    def check_chain(self, config: TrainConfig, *, upto: int) -> None:
+        """Check that the image continues the hops that metadata knows of, those without metadata of their own too.
+
+        Raises:
+            DigestMismatch: the chain of the route has another digest for one of them.
+        """
+        known = [(hop.number, hop.statement.chain) for hop in self.hops if hop.statement is not None]
+        known += [(gap.number, gap.chain) for gap in self.unattested()]
+        for number, chain in known:
+            link = config.route[number - 1].link
+            if number <= upto and (link is None or link.digest.hex() != chain):
+                raise DigestMismatch(f"hop {number}: expected the chain digest {chain}, got "
+                                     f"{'none' if link is None else link.digest.hex()}",
+                                     hint="the image does not continue the hops that have metadata; do not run it")
 
 
 def _check_key(who: str, expected: str, key: PublicKey) -> None:

@@ -29,6 +29,7 @@ from dtrain.errors import (
     StorageProblem,
     VerificationFailed,
 )
+from dtrain.oci.digest import Digest
 
 Source = Callable[[str], Iterator[bytes]]
 """Gives the bytes behind a URL, or raises :class:`~dtrain.errors.NotFound`."""
@@ -121,6 +122,11 @@ class Client:
         metadata: Metadata[Any] = Metadata.from_file(str(self._folder / f"{role}.json"))
         result = (delegator or self.root).get_verification_result(role, metadata.signed_bytes, metadata.signatures)
         return frozenset(result.signed)
+
+    def signed_digest(self, role: str) -> str:
+        """Return the hex sha256 of what is signed in a trusted role, without its signatures."""
+        metadata: Metadata[Any] = Metadata.from_file(str(self._folder / f"{role}.json"))
+        return Digest.of(metadata.signed_bytes).hex
 
 
 class _Fetcher(FetcherInterface):

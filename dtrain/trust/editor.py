@@ -174,7 +174,7 @@ def finished(
     number = max(floor, 0 if before is None else parsed(files, "timestamp").signed.version) + 1
     timestamp = Timestamp(version=number, expires=expires, snapshot_meta=MetaFile(version), unrecognized_fields={
         MEMBER: {"train": train, "issued": now.isoformat(), "prev": None if built_on is None else str(built_on),
-                 "merged": sorted(merged)}})
+                 "merged": sorted(merged), "snapshot": Digest.of(Metadata(snapshot).signed_bytes).hex}})
     state = with_role(state, "timestamp", _sign(timestamp, _allowed(root, "timestamp", signing)), number)
     return Made(files=state, complete=is_complete(state))
 
@@ -182,7 +182,7 @@ def finished(
 def cosigned(files: Files, signing: SigningKey) -> Made:
     """Return a proposed state with one more signature under its snapshot and timestamp.
 
-    A signature changes the snapshot's bytes; that is why timestamps name the snapshot by its version alone.
+    A signature changes the snapshot's bytes; that is why timestamps name its content, not its file.
     """
     state = dict(files)
     for role in ONLINE:

@@ -15,9 +15,10 @@ from tuf.api.metadata import Metadata, Root, Targets
 
 from dtrain.errors import DtrainError, Rollback
 from dtrain.transport.protocol import Transport
-from dtrain.trust.artifact import Artifact, StoredFiles, fetch_artifact, parse_commit_tag, parse_name
+from dtrain.trust.artifact import Artifact, StoredFiles, fetch_artifact, file_name, parse_commit_tag, parse_name
 from dtrain.trust.editor import Files, newest, parsed, with_role
-from dtrain.trust.root import MEMBER
+from dtrain.trust.root import MEMBER, parse_root
+from dtrain.trust.statements import hop_role
 
 OTHERS_MAX = 64  # states looked at beside the head
 
@@ -55,12 +56,16 @@ def others(transport: Transport, head: Artifact, files: Files, tags: Iterable[st
     registry could put them there.
     """
     root: Root = parsed(files, "root").signed
-    version = parsed(files, "timestamp").signed.version
+    version, train = parsed(files, "timestamp").signed.version, timestamp_note(files).get("train")
     known = {head.digest.short, *map(str, timestamp_note(files).get("merged", ()))}
     found = []
     candidates = sorted((commit, tag) for tag in tags if (commit := parse_commit_tag(tag)) is not None
                         and commit[0] >= version and commit[1] not in known)
-    for (number, short), tag in candidates[-OTHERS_MAX:]:
+    if len(candidates) > OTHERS_MAX:
+        raise Rollback(f"{transport.place}: expected at most {OTHERS_MAX} states of metadata beside the newest, "
+                       f"got {len(candidates)}", hint="someone hides something among them, or is in the way; remove "
+                                                      "the tags tuf-… that nobody published")
+    for (number, short), tag in candidates:
         try:
             artifact = fetch_artifact(transport, tag)
             if artifact is None or artifact.digest.short != short:
@@ -70,7 +75,7 @@ def others(transport: Transport, head: Artifact, files: Files, tags: Iterable[st
             signed = any(root.get_verification_result("timestamp", timestamp.signed_bytes, timestamp.signatures).signed)
         except DtrainError:
             continue
-        if signed and timestamp.signed.version == number:
+        if signed and timestamp.signed.version == number and timestamp_note(theirs).get("train") == train:
             prev = timestamp_note(theirs).get("prev")
             found.append(Other(artifact=artifact, files=theirs, version=number,
                                built_on=prev if isinstance(prev, str) else None))
@@ -93,7 +98,8 @@ def difference(ours: Files, theirs: Files) -> Difference:
                 role, metadata.signed_bytes, metadata.signatures)
         except (DtrainError, RepositoryError, ValueError):
             continue  # not signed by who may: it is nobody's state
-        if metadata.signed.version != other[0]:
+        if metadata.signed.version != other[0] or (role == "targets" and set(metadata.signed.targets) != set(
+                targets.targets)):
             continue
         if own is None or own[0] < other[0]:
             newer[role] = other
@@ -102,19 +108,31 @@ def difference(ours: Files, theirs: Files) -> Difference:
     return Difference(newer=newer, contradicting=tuple(contradicting))
 
 
-def check_forks(transport: Transport, head: Artifact, files: Files) -> list[str]:
+def check_forks(transport: Transport, head: Artifact, files: Files, *, station: str | None) -> list[str]:
     """Check that no other state contradicts the head, and that nobody moved ``tuf`` back (R4).
+
+    A state that was begun and not finished looks like a newest state that somebody hides. For everyone but the station
+    whose hop is in it that makes no difference: it is not their turn.
+
+    Args:
+        transport: where metadata is kept.
+        head: the state that ``tuf`` names.
+        files: its files.
+        station: who is about to run the train.
 
     Returns:
         Warnings about states that were begun and not finished.
 
     Raises:
-        Rollback: two states of one version that differ, or later states than the head.
+        Rollback: two states of one version that differ, later states than the head, or a hop of ``station`` in one.
     """
     warnings = []
     for other in others(transport, head, files, transport.tags()):
         found = difference(files, other.files)
         what = f"{transport.place}: metadata state {other.version} ({other.artifact.digest.short})"
+        if station is not None and hop_role(station) in found.newer:
+            raise Rollback(f"{what}: expected no hop of station {station!r} yet, got one that is signed",
+                           hint="if your push-results was interrupted, repeat it; else someone moved the tag tuf back")
         if other.version > parsed(files, "timestamp").signed.version and other.built_on == str(head.digest):
             warnings.append(f"{what} was begun and not finished: its publisher should repeat the command")
         elif other.version > parsed(files, "timestamp").signed.version:
@@ -131,6 +149,7 @@ def check_forks(transport: Transport, head: Artifact, files: Files) -> list[str]
 
 def merged(ours: Files, theirs: Files) -> Files:
     """Return our state with every newer role of theirs; where both have a version of a role, ours stays."""
+    ours = _with_newer_roots(ours, theirs)
     found = difference(ours, theirs).newer
     if "targets" in found:
         ours = with_role(ours, "targets", found["targets"][1], found["targets"][0])
@@ -138,3 +157,21 @@ def merged(ours: Files, theirs: Files) -> Files:
     for role, (version, raw) in found.items():
         ours = with_role(ours, role, raw, version)
     return ours
+
+
+def _with_newer_roots(ours: Files, theirs: Files) -> Files:
+    """Return our state with every newer root of theirs that the one before it vouches for (TUF 5.3)."""
+    while True:
+        root: Root = parsed(ours, "root").signed
+        raw = theirs.get(file_name("root", root.version + 1))
+        if raw is None:
+            return ours
+        try:
+            following = parse_root(raw, what="root")
+            root.verify_delegate("root", following.signed_bytes, following.signatures)
+            following.signed.verify_delegate("root", following.signed_bytes, following.signatures)
+        except (DtrainError, RepositoryError, ValueError):
+            return ours
+        if following.signed.version != root.version + 1:
+            return ours
+        ours = with_role(ours, "root", raw, following.signed.version)

@@ -45,6 +45,8 @@ class Basis:
     head: Digest | None
     joined: tuple[str, ...]
     """Shortened digests of the states that were joined."""
+    seen: frozenset[str]
+    """Shortened digests of all states that had a tag then: joined, older, or nobody's."""
     floor: int
     """The highest version that any of them has."""
     subjects: tuple[Descriptor, ...]
@@ -118,23 +120,27 @@ def _moved(transport: Transport, artifact: Artifact, basis: Basis) -> bool:
 
 def _rivals(transport: Transport, artifact: Artifact, version: int, basis: Basis) -> bool:
     """Return whether another state appeared that may have been built on the same basis."""
-    seen = {artifact.digest.short, *basis.joined, *([] if basis.head is None else [basis.head.short])}
-    return any(commit[0] >= version and commit[1] not in seen
+    return any(commit[0] >= version and commit[1] not in basis.seen and commit[1] != artifact.digest.short
                for tag in transport.tags() if (commit := parse_commit_tag(tag)) is not None)
 
 
 def _basis(transport: Transport, head: Artifact | None) -> Basis:
     """Return the head with what others published beside it; of contradicting hops the head's stands."""
+    try:
+        tags = transport.tags()
+    except NotFound:  # the place is made by what is put there first
+        tags = ()
+    seen = frozenset(commit[1] for tag in tags if (commit := parse_commit_tag(tag)) is not None)
     if head is None:
-        return Basis(files={}, head=None, joined=(), floor=0, subjects=())
+        return Basis(files={}, head=None, joined=(), seen=seen, floor=0, subjects=())
     files: Files = StoredFiles(transport, head)
     floor, joined, subjects = _version(files), [], [head.manifest.subject]
-    for other in others(transport, head, files, transport.tags()):
+    for other in others(transport, head, files, tags):
         files = merged(files, other.files)
         floor = max(floor, other.version)
         joined.append(other.artifact.digest.short)
         subjects.append(other.artifact.manifest.subject)
-    return Basis(files=files, head=head.digest, joined=tuple(joined), floor=floor,
+    return Basis(files=files, head=head.digest, joined=tuple(joined), seen=seen, floor=floor,
                  subjects=tuple(one for one in subjects if one is not None))
 
 
@@ -155,6 +161,7 @@ def _restart(transport: Transport, head: Artifact | None, start: str) -> Basis:
                 default=_version(files))
     beyond = {short for number, short in commits if number > floor}  # those of the floor are older than what follows
     return Basis(files=files, head=head.digest, joined=tuple(beyond), floor=floor,
+                 seen=frozenset(short for _, short in commits),
                  subjects=() if chosen.manifest.subject is None else (chosen.manifest.subject,))
 
 

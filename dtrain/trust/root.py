@@ -135,7 +135,10 @@ def read_consortium(root: Root) -> Consortium:
         if len(set(keys)) != len(keys):  # else one key could meet a threshold of two
             raise MalformedInput(f"root {root.version}: expected each key once in a role, got one twice")
     found = Consortium(**groups, threshold=root.roles["root"].threshold, profile=Profile(profile))
-    expected = draft_root(found, version=root.version, expires=root.expires).signed
+    try:
+        expected = draft_root(found, version=root.version, expires=root.expires).signed
+    except UsageProblem as error:
+        raise MalformedInput(f"root {root.version}: {error}") from None
     for name in ("root", "targets", *ONLINE):
         wanted, got = expected.roles[name], root.roles[name]
         if (_keys(expected, wanted), wanted.threshold) != (_keys(root, got), got.threshold):

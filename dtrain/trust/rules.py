@@ -99,14 +99,21 @@ def _issued(client: Client, descriptor: TrainDescriptor, now: datetime) -> datet
     if fields.required("train", str) != descriptor.train:
         raise Rollback(f"metadata timestamp: expected that of train {descriptor.train!r}, "
                        f"got that of {fields.required('train', str)!r}")
+    if fields.required("snapshot", str) != client.signed_digest("snapshot"):
+        raise Rollback(f"metadata snapshot {client.snapshot.version}: expected the content that the timestamp names, "
+                       "got another", hint="two states of the same version were mixed; do not run this train")
     try:
         issued = datetime.fromisoformat(fields.required("issued", str))
         behind = now + CLOCK_SLACK < issued
+        longer = client.timestamp.expires - issued - timedelta(days=descriptor.dwell_days)
     except (ValueError, TypeError):
         raise MalformedInput(f"{fields.path('issued')}: expected a date with its zone, got something else") from None
     if behind:
         raise Expired(f"clock: expected a time after {issued:%Y-%m-%d %H:%M} UTC, when the metadata was signed, "
                       f"got {now:%Y-%m-%d %H:%M} UTC", hint="set this machine's clock")
+    if longer > timedelta(0):
+        raise VerificationFailed(f"metadata timestamp: expected to expire within {descriptor.dwell_days} days, which "
+                                 f"the creator allows, got {longer} more")
     return issued
 
 
@@ -160,10 +167,10 @@ def _hops(
         if number <= new.number or f"{role}.json" not in client.snapshot.meta:
             continue  # R5: not visited yet, or by a station without metadata, which a later statement has to name
         path = hop_path(descriptor.train, station, number)
-        target = client.target(path)
+        client.target(path)
+        target = client.role(role).targets.get(path)  # its own word: what it delegates further does not count
         if target is None:
             raise MissingEvidence(f"metadata {role}: expected the target {path}, got none")
-        client.role(role)
         statement = HopStatement.parse(target.custom, what=path)
         told, expected = (statement.train, statement.number, statement.station), (descriptor.train, number, station)
         if told != expected:

@@ -1,7 +1,7 @@
 """What was seen of each train's metadata: the memory that makes rollbacks visible (TUF 5.1; docs/trust.rst).
 
 Each train has a folder. A check works on a copy of it, which takes its place when every rule has been found to hold;
-a state that was refused leaves nothing behind. One process at a time uses a train's folder.
+a state that was refused leaves no memory behind. One process at a time uses a train's folder.
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ def _replace(place: Path, copy: Path) -> None:
     link = place / "next"
     link.unlink(missing_ok=True)
     link.symlink_to(copy.name)
+    if (place / _CURRENT).is_dir() and not (place / _CURRENT).is_symlink():
+        shutil.rmtree(place / _CURRENT)  # a copy of the folder by a tool that follows links
     link.replace(place / _CURRENT)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from pathlib import Path
 
-from dtrain.errors import MalformedInput, MissingEvidence, NotFound, Rollback
+from dtrain.errors import BadSignature, MalformedInput, MissingEvidence, NotFound, Rollback
 from dtrain.oci.digest import Digest
 from dtrain.transport.protocol import Transport
 from dtrain.trust.anchor import Anchor, PinnedRoot
@@ -17,6 +19,7 @@ from dtrain.trust.editor import Files, parsed
 from dtrain.trust.forks import check_forks
 from dtrain.trust.root import check_pinned, parse_root
 from dtrain.trust.rules import Expected, attested_train
+from dtrain.trust.statements import TrainDescriptor
 from dtrain.trust.store import TrustStore
 
 _TRAIN_PATH = re.compile(r"((?:[A-Za-z0-9_-]|\.[0-9a-f]{2})+)/train")
@@ -26,10 +29,22 @@ _BASE = "tuf:/"
 def fetch_attested(
     place: Transport, anchor: Anchor, expected: Expected, *, store: TrustStore, now: datetime,
     max_stale: timedelta = timedelta(0), warn: Callable[[str], None] = lambda text: None,
+    station: str | None = None, look_around: bool = True,
 ) -> AttestedTrain:
     """Return the train whose metadata is at ``place``, after everything that can be checked of metadata.
 
     One request for the state and one for the tags, where small files are inlined and nobody published in parallel.
+
+    Args:
+        place: where metadata is kept.
+        anchor: names the root.
+        expected: which train is meant.
+        store: what was seen before.
+        now: what time it is.
+        max_stale: how long past their date the online roles may be.
+        warn: told about states that were begun and not finished.
+        station: who is about to run the train.
+        look_around: whether to look for other states; a publisher does so himself.
 
     Raises:
         MissingEvidence: there is no metadata, or it leaves something out.
@@ -43,10 +58,11 @@ def fetch_attested(
     files = StoredFiles(place, head)
 
     def forks() -> None:
-        for text in check_forks(place, head, files):
+        for text in check_forks(place, head, files, station=station):
             warn(text)
 
-    return check_state(files, head.digest, anchor, expected, store=store, now=now, max_stale=max_stale, forks=forks)
+    return check_state(files, head.digest, anchor, expected, store=store, now=now, max_stale=max_stale,
+                       forks=forks if look_around else lambda: None)
 
 
 def check_state(
@@ -72,13 +88,13 @@ def check_state(
     if anchor.root is None:
         raise RuntimeError("an anchor with a root, please")
     with store.open(_claimed_train(files), keep=remember) as folder:
-        before = folder / "timestamp.json"
-        seen = before.read_bytes() if before.exists() else None
-        client = Client(folder, _source(files), now=now, bootstrap=_trusted_root(files, anchor.root, anchor.source),
-                        metadata_url=_BASE, max_stale=max_stale)
+        seen = {place.name: place.read_bytes() for place in folder.glob("*.json") if not place.is_symlink()}
+        client = Client(folder, _source(files), now=now, metadata_url=_BASE, max_stale=max_stale,
+                        bootstrap=_trusted_root(files, folder, anchor.root, anchor.source))
         client.refresh()
         _check_same(files, seen)
         found = attested_train(client, digest, anchor, expected, now=now)
+        _check_same_train(found, seen)
         forks()
     return found
 
@@ -102,8 +118,10 @@ def _source(files: Files) -> Callable[[str], Iterator[bytes]]:
     return fetch
 
 
-def _trusted_root(files: Files, pinned: PinnedRoot, source: str) -> bytes:
-    """Return the root to start from: the anchor's, or the oldest of the state that enough pinned keys have signed.
+def _trusted_root(files: Files, folder: Path, pinned: PinnedRoot, source: str) -> bytes:
+    """Return the root to start from: the anchor's, or the oldest one that enough pinned keys have signed.
+
+    The one that was seen before comes first: else a key holder whose key has been revoked since could start anew.
 
     Raises:
         BadSignature: too few have signed it.
@@ -111,26 +129,44 @@ def _trusted_root(files: Files, pinned: PinnedRoot, source: str) -> bytes:
     """
     if pinned.document is not None:
         return pinned.document
+    remembered = sorted(folder.glob("root_history/*.root.json"), key=lambda place: int(place.name.split(".")[0]))
+    for raw in (place.read_bytes() for place in remembered[:1]):
+        with contextlib.suppress(BadSignature):  # another anchor was in use then
+            check_pinned(parse_root(raw, what="root"), pinned.keys, pinned.threshold, source=source)
+            return raw
     names = sorted((name for name in files if name.endswith(".root.json")), key=lambda name: int(name.split(".")[0]))
     if not names:
         raise MissingEvidence("metadata: expected a root, got none")
-    raw = files[names[0]]
-    check_pinned(parse_root(raw, what=names[0]), pinned.keys, pinned.threshold, source=source)
-    return raw
+    check_pinned(parse_root(files[names[0]], what=names[0]), pinned.keys, pinned.threshold, source=source)
+    return files[names[0]]
 
 
-def _check_same(files: Files, seen: bytes | None) -> None:
+def _check_same(files: Files, seen: Files) -> None:
     """Check that a timestamp of the version that was seen before is the one that was seen (a client sees no fork).
 
     Raises:
         Rollback: it is another one.
     """
-    if seen is None:
+    if "timestamp.json" not in seen:
         return
-    old, new = parsed({"timestamp.json": seen}, "timestamp"), parsed(files, "timestamp")
+    old, new = parsed(seen, "timestamp"), parsed(files, "timestamp")
     if old.signed.version == new.signed.version and old.signed_bytes != new.signed_bytes:
         raise Rollback(f"metadata timestamp {new.signed.version}: expected the one that was seen before, got another",
                        hint="two states of the same version were published; the creator can join them with: "
                             "dtrain trust refresh")
 
 
+
+
+def _check_same_train(found: AttestedTrain, seen: Files) -> None:
+    """Check that the train is the one of that id that was seen before, not one that another creator put in its place.
+
+    Raises:
+        Rollback: it is another one.
+    """
+    targets = parsed({"1.targets.json": seen["targets.json"]}, "targets").signed if "targets.json" in seen else None
+    for path, target in {} if targets is None else targets.targets.items():
+        old, new = TrainDescriptor.parse(target.custom, what=path), found.descriptor
+        if (old.train, old.creator, old.session) != (new.train, new.creator, new.session):
+            raise Rollback(f"metadata: expected the train of {old.creator!r} that was seen before, got another one of "
+                           f"the same id by {new.creator!r}", hint="do not run this train; ask both creators")

@@ -6,7 +6,9 @@ Every refusal is told by its class, and nothing may have changed: no working fol
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -42,6 +44,8 @@ from dtrain.errors import (
 )  # fmt: skip
 from dtrain.flow import tend
 from dtrain.flow.context import Context
+from dtrain.flow.pull_verify import pull_verify
+from dtrain.flow.push_results import push_results
 from dtrain.flow.station import connector
 from dtrain.oci.reference import Reference
 from dtrain.transport.copy import copy_image
@@ -331,6 +335,78 @@ def test_b4_metadata_of_another_train(place: str, tmp_path: Path, rsa: Any, keys
         other.verify(replace(other.fresh(), train="train-b"))
 
 
+def test_b1_station_whose_hop_is_hidden_does_not_run_again(train: Signed) -> None:
+    """Put back by one state, on a machine that has seen nothing: the station's own statement is evidence."""
+    train.hop("aachen")
+    train.point("tuf", commit(train, 1))
+    train.point("latest", "hop-00")
+    with pytest.raises(Rollback, match="expected no hop of station 'aachen' yet") as told:
+        train.pull("aachen", context=train.fresh())
+    assert told.value.exit_status == 14
+    assert not list(train.folder.glob(".work*"))
+
+
+def test_b3_snapshots_of_one_version_mixed(train: Signed) -> None:
+    """Two states that differ in their snapshots alone have timestamps that look alike, but for its digest."""
+    train.hop("aachen")
+    other = train.finish(train.files(commit(train, 1)), "alice", version=2)
+    train.put({**other, "timestamp.json": train.files()["timestamp.json"]}, commit=False)
+    refused(train, Rollback, "expected the content that the timestamp names", status=14)
+
+
+def test_b4_state_of_another_train_beside_ours(place: str, tmp_path: Path, rsa: Any,
+                                               keys: dict[str, SigningKey]) -> None:
+    """One tag copied from a train under the same root is no fork of ours, and is never joined."""
+    roots = (root(keys),)
+    one = make_signed(place, tmp_path / "a", rsa, keys, name="train-a", roots=roots)
+    other = make_signed(place, tmp_path / "b", rsa, keys, name="train-b", roots=roots)
+    one.hop("aachen")
+    with connector()(one.train) as source, connector()(other.train) as target:
+        for version in (1, 2):
+            copy_image(source, commit(one, version), target, [commit(one, version)])
+    other.verify()
+    other.hop("aachen")
+    assert other.verify().done == 1
+
+
+def test_b4_train_of_the_same_id_by_another_creator(place: str, tmp_path: Path, rsa: Any,
+                                                    keys: dict[str, SigningKey]) -> None:
+    roots = (root(keys, creators={"alice": keys["alice"].public, "carol": keys["mallory"].public}),)
+    one = make_signed(place, tmp_path / "a", rsa, keys, name="train-b", roots=roots)
+    twin = make_signed(f"{place}twin/", tmp_path / "b", rsa, {**keys, "alice": keys["alice"]}, name="train-b",
+                       roots=roots)
+    who = seen(one)
+    files = twin.files()
+    files = twin.edit(files, "targets", lambda targets: None, "alice")
+    one.put(twin.finish(files, "alice", version=5))
+    refused(one, Rollback, "expected the train of 'alice' that was seen before", context=who, status=14)
+
+
+def test_older_hop_is_not_pulled(travelled: Signed) -> None:
+    older = replace(travelled.train, tag="hop-00")
+    with pytest.raises(RouteProblem, match="expected the newest hop, 2, got 0"):
+        pull_verify(older, travelled.folder / "w", station="aachen", key=travelled.rsa["aachen"],
+                    signing_key=travelled.keys["aachen"], trust=travelled.anchor(), context=travelled.fresh())
+
+
+def test_timestamp_that_outlives_what_the_creator_allows(train: Signed) -> None:
+    """A station cannot make the window longer in which somebody can hold the metadata back."""
+    train.hop("aachen")
+    train.put(train.finish(train.files(), "aachen", days=200))
+    refused(train, VerificationFailed, "expected to expire within 35 days")
+
+
+def test_junk_tags_hide_nothing_and_stop_nobody(train: Signed) -> None:
+    train.hop("aachen")
+    train.point(f"tuf-9999999999-{'0' * 12}", "hop-00")
+    train.verify()
+    train.hop("tue")
+    tend.refresh(train.train, anchor=train.anchor(), signing=train.keys["alice"], context=train.context("alice"))
+    for number in range(70):
+        train.point(f"tuf-99999999{number:02}-{'0' * 12}", "hop-00")
+    refused(train, Rollback, "at most 64 states of metadata beside the newest", status=14)
+
+
 # --- B5 to B7: keys ---------------------------------------------------------------------------------------------
 
 
@@ -364,6 +440,22 @@ def test_b5_delegation_of_its_own_is_ignored(travelled: Signed) -> None:
     assert travelled.verify().done == 2
 
 
+def test_b5_what_a_station_delegates_further_does_not_count(train: Signed) -> None:
+    train.hop("aachen")
+    mallory = tuf_key(train.keys["mallory"].public)
+    path, files = hop_path("train-b", "aachen", 1), train.files()
+    statement = parsed(files, "hop-aachen").signed
+
+    def change(targets: Any) -> None:
+        targets.targets.clear()
+        targets.delegations = Delegations({mallory.keyid: mallory}, {
+            "evil": DelegatedRole("evil", [mallory.keyid], 1, False, [path])})
+
+    files = with_role(files, "evil", sign(statement, [train.keys["mallory"]]), 1)
+    train.put(train.finish(train.edit(files, "hop-aachen", change, "aachen"), "aachen"))
+    refused(train, MissingEvidence, "expected the target", status=15)
+
+
 def test_b5_delegation_to_a_key_that_the_root_does_not_name(travelled: Signed) -> None:
     """A creator cannot put a key of his own choice in place of a station's, unless he vouches himself."""
     mallory = tuf_key(travelled.keys["mallory"].public)
@@ -391,7 +483,7 @@ def test_b6_targets_by_nobody_who_may(travelled: Signed, signers: tuple[str, ...
 def with_root(train: Signed, version: int, *signers: str, **changes: Any) -> dict[str, bytes]:
     """Return the state with a root whose key holder is alice, as the creator's own root has it."""
     keys = {name: train.keys[name] for name in PARTIES}
-    made = draft_root(consortium(keys, keyholders={"alice": keys["alice"].public}, **changes), version=version,
+    made = draft_root(consortium(keys, **{"keyholders": {"alice": keys["alice"].public}, **changes}), version=version,
                       expires=START + timedelta(days=300))
     return with_role(train.files(), "root", sign(made.signed, [keys[name] for name in signers]), version)
 
@@ -487,6 +579,23 @@ def test_station_gets_a_new_key_in_the_middle_of_the_route(travelled: Signed) ->
     assert found.attested is not None
     assert [hop.signers for hop in found.attested.hops[1:]] == [
         ("station aachen",), ("creator alice",), ("station leipzig",)]
+
+
+def test_b6_revoked_key_holder_cannot_start_a_new_chain(travelled: Signed) -> None:
+    """The anchor pins keys; whoever has seen a newer root keeps to it."""
+    who = seen(travelled)
+    keys = travelled.keys
+    holders = {"alice": keys["bob"].public}  # the creator's key is no key holder's any more
+    good = with_root(travelled, 2, "alice", "bob", keyholders=holders)
+    travelled.put(travelled.finish(good, "alice"))
+    travelled.verify(who)
+    start = {name: raw for name, raw in travelled.files(commit(travelled, 1)).items() if "root" not in name}
+    made = draft_root(consortium(dict(keys), keyholders={"alice": keys["alice"].public}), version=5,
+                      expires=START + timedelta(days=300))
+    evil = with_role(start, "root", sign(made.signed, [keys["alice"]]), 5)
+    travelled.put(travelled.finish(evil, "alice", version=1), commit=False)
+    with pytest.raises(VerificationFailed):
+        travelled.verify(who)
 
 
 def test_b7_fast_forward_is_refused_and_not_remembered(train: Signed) -> None:
@@ -653,9 +762,17 @@ def test_b11_statement_and_image_disagree(train: Signed, member: str, value: str
         targets.targets[hop_path("train-b", "aachen", 1)].unrecognized_fields["custom"][member] = value
 
     train.put(train.finish(train.edit(train.files(), "hop-aachen", change, "aachen"), "aachen"))
-    refused(train, DigestMismatch, "expected 00", status=11, valid=True)
+    refused(train, DigestMismatch, "expected (the chain digest )?00", status=11, valid=True)
     with pytest.raises(DigestMismatch):
         train.pull("tue")
+
+
+def test_b11_earlier_hop_that_the_image_does_not_continue(travelled: Signed) -> None:
+    def change(targets: Any) -> None:
+        targets.targets[hop_path("train-b", "aachen", 1)].unrecognized_fields["custom"]["chain"] = "00" * 64
+
+    travelled.put(travelled.finish(travelled.edit(travelled.files(), "hop-aachen", change, "aachen"), "alice"))
+    refused(travelled, DigestMismatch, "hop 1: expected the chain digest 00", status=11, valid=True)
 
 
 def test_b11_hop_names_the_image_of_another_hop(train: Signed) -> None:
@@ -862,6 +979,39 @@ def test_separate_trust_repository(place: str, tmp_path: Path, rsa: Any, keys: d
     assert moved.verify().done == 1
     assert "tuf" not in moved.tags()
     assert {tag for tag in elsewhere.tags() if tag.startswith("tuf-2-")}
+
+
+def test_hop_published_at_another_place_takes_its_metadata_along(train: Signed, place: str) -> None:
+    hop = train.pull("aachen")
+    (hop.results_dir / "out").write_bytes(b"1")
+    other = replace(train, place=f"{place}elsewhere/")
+    push_results(hop.folder, key=train.rsa["aachen"], signing_key=train.keys["aachen"], trust=train.anchor(),
+                 context=train.context("aachen"), target=other.train)
+    assert other.verify().done == 1
+    other.hop("tue")
+
+
+def test_repeated_push_asks_nobody(train: Signed) -> None:
+    """PHT routers delete the repository of a hop that has been published."""
+    hop = train.pull("aachen")
+    train.push(hop)
+
+    nowhere = replace(train.context("aachen"), connect=lambda reference: nullcontext(None))  # type: ignore[arg-type]
+    again = push_results(hop.folder, key=train.rsa["aachen"], signing_key=train.keys["aachen"], trust=train.anchor(),
+                         context=nowhere)
+    assert again.already
+
+
+def test_memory_that_was_copied_by_a_tool_that_follows_links(travelled: Signed) -> None:
+    who = seen(travelled)
+    top = who.state.folder / "trains"
+    shutil.copytree(top, top.with_name("copied"))
+    shutil.rmtree(top)
+    top.with_name("copied").rename(top)
+    for _ in range(2):
+        assert travelled.verify(who).done == 2
+    travelled.point("tuf", commit(travelled, 1))
+    refused(travelled, Rollback, context=who)
 
 
 def test_hop_is_named_by_its_tag_or_digest(travelled: Signed) -> None:

@@ -17,23 +17,23 @@ from registry_servers import RegistryServer, garbage_collect, registry
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "attacks"))
 
-from forge_metadata import START, STATIONS, Signed, make_signed  # noqa: E402
+from forge_metadata import START, STATIONS, Signed, make_signed
 
-from dtrain.crypto.rsa import PrivateKey  # noqa: E402
-from dtrain.crypto.signing import SigningKey  # noqa: E402
-from dtrain.errors import Conflict, DtrainError, RouteProblem  # noqa: E402
-from dtrain.flow.believe import resolve  # noqa: E402
-from dtrain.flow.station import connector  # noqa: E402
-from dtrain.oci.descriptor import Descriptor  # noqa: E402
-from dtrain.oci.digest import Digest  # noqa: E402
-from dtrain.oci.media_types import OCI_MANIFEST  # noqa: E402
-from dtrain.oci.reference import Reference  # noqa: E402
-from dtrain.transport.copy import copy_image  # noqa: E402
-from dtrain.transport.wire import Session  # noqa: E402
-from dtrain.trust.editor import Made, finished, newest, parsed, with_hop, with_train  # noqa: E402
-from dtrain.trust.publish import Basis, publish  # noqa: E402
-from dtrain.trust.root import Consortium, draft_root, sign_root  # noqa: E402
-from dtrain.trust.statements import HopStatement, TrainDescriptor, hop_role  # noqa: E402
+from dtrain.crypto.rsa import PrivateKey
+from dtrain.crypto.signing import SigningKey
+from dtrain.errors import Conflict, DtrainError, RouteProblem
+from dtrain.flow.believe import resolve
+from dtrain.flow.station import connector
+from dtrain.oci.descriptor import Descriptor
+from dtrain.oci.digest import Digest
+from dtrain.oci.media_types import OCI_MANIFEST
+from dtrain.oci.reference import Reference
+from dtrain.transport.copy import copy_image
+from dtrain.transport.wire import Session
+from dtrain.trust.editor import Made, finished, newest, parsed, with_hop, with_train
+from dtrain.trust.publish import Basis, publish
+from dtrain.trust.root import Consortium, draft_root, sign_root
+from dtrain.trust.statements import HopStatement, TrainDescriptor, hop_role
 
 pytestmark = pytest.mark.registry
 WRITERS, ROUNDS = 6, 3
@@ -166,13 +166,13 @@ def test_two_pushes_of_one_hop_at_once_e3(
         train = make_signed(f"{server.host}/twice-{number}/", tmp_path / str(number), rsa, keys, name="train-b")
         hops = [train.pull("aachen"), train.pull("aachen", context=train.context("twin"))]
 
-        def push(pair: Any, train: Signed = train) -> Exception | Digest | None:
+        def push(pair: Any, train: Signed = train) -> DtrainError | Digest | None:
             position, hop = pair
             own = replace(train, folder=train.folder / str(position))
             try:
                 return own.push(hop, str(position).encode()).reference.digest
-            except DtrainError as error:
-                return error
+            except DtrainError as problem:
+                return problem
 
         with ThreadPoolExecutor(2) as pool:
             results = list(pool.map(push, enumerate(hops)))
