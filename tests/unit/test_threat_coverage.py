@@ -9,8 +9,9 @@ import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
 ANSWERED = [
-    *(f"A{number}" for number in range(1, 11)), *(f"C{number}" for number in range(1, 8)),
-    *(f"D{number}" for number in (1, 2, 3, 4, 5, 6, 8)), "E2", "E4", "E6", "E7",
+    *(f"A{number}" for number in range(1, 11)), *(f"B{number}" for number in range(1, 12)),
+    *(f"C{number}" for number in range(1, 8)), *(f"D{number}" for number in range(1, 9)),
+    "E1", "E2", "E3", "E4", "E6", "E7",
 ]
 
 
@@ -21,9 +22,9 @@ def named() -> set[str]:
     for file in TESTS.rglob("test_*.py"):
         if file != Path(__file__):
             text = file.read_text()
-            found |= {number.upper() for number in re.findall(r"def test_(?:\w*_)?([acdeACDE]\d{1,2})(?=_|\()", text)}
+            found |= {number.upper() for number in re.findall(r"def test_(?:\w*_)?([a-eA-E]\d{1,2})(?=_|\()", text)}
             for docstring in re.findall(r'"""(.*?)"""', text, re.DOTALL):
-                found |= set(re.findall(r"\b([ACDE]\d{1,2})\b", docstring))
+                found |= set(re.findall(r"\b([A-E]\d{1,2})\b", docstring))
     return found
 
 
