@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dtrain.cli import creator, demo, hop, keys, look, options, output, trust
+from dtrain.cli import creator, demo, hop, keys, look, move, options, output, trust
 from dtrain.errors import DtrainError
 from dtrain.version import VERSION
 
@@ -38,7 +38,7 @@ def version() -> None:
     _print_version(True)
 
 
-for group in (hop, look, creator, demo):
+for group in (hop, look, creator, move, demo):
     group.add_to(app)
 app.add_typer(keys.app, name="key")
 app.add_typer(trust.app, name="trust")
