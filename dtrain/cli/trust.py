@@ -199,6 +199,11 @@ def _builder(path: Path | None, keys: Keys) -> SigningKey | None:
 
 
 def _tell(around: Surroundings, published: PublishedState) -> None:
+    from dtrain.trust.artifact import parse_name
+
+    hops = sorted(named[0] for name in published.files if (named := parse_name(name)) is not None
+                  and named[0].startswith("hop-"))
+    around.note(f"state {published.version} has metadata of {', '.join(hops) or 'no hop yet'}")
     if not published.complete:
         around.note("another signature is needed: this state is a proposal")
     around.result(f"{published.artifact.digest}  version {published.version}", "dtrain/trust/v1", {

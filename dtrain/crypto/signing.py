@@ -24,9 +24,9 @@ _CURVES = {"secp256r1": "P-256", "secp384r1": "P-384"}
 _BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----\n?", re.DOTALL)  # RFC 7468
 
 
-def pem_blocks(raw: bytes) -> tuple[bytes, ...]:
-    """Return the PEM blocks of a file in their order, each as a PEM text of its own."""
-    return tuple(match[0] for match in _BLOCK.finditer(raw))
+def pem_blocks(raw: bytes, kind: bytes) -> tuple[bytes, ...]:
+    """Return the PEM blocks of a file whose label ends in ``kind``, in their order, each as a PEM text of its own."""
+    return tuple(match[0] for match in _BLOCK.finditer(raw) if match[1].endswith(kind))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class VerifyKey:
 
         Raises: as :meth:`from_pem`.
         """
-        keys = [cls.from_pem(block, of=of) for block in pem_blocks(raw) or (raw,)]
+        keys = [cls.from_pem(block, of=of) for block in pem_blocks(raw, b"PUBLIC KEY") or (raw,)]
         return next((key for key in keys if not key.is_rsa), keys[0])
 
     @classmethod

@@ -135,7 +135,7 @@ def _handover(descriptor: TrainDescriptor, now: datetime) -> datetime:
 def publish_checked(
     place: Reference, transport: Transport, make: Callable[[Basis], Made | None], *, anchor: Anchor,
     descriptor: TrainDescriptor, context: Context, image: Descriptor | None = None, proposal: str | None = None,
-    start: str | None = None,
+    start: str | None = None, meant: Expected | None = None,
 ) -> PublishedState:
     """Publish what ``make`` gives, each attempt after the checks that a reader will make; then remember it as seen.
 
@@ -149,9 +149,10 @@ def publish_checked(
         image: the new hop's image.
         proposal: the tag for a state that needs further signatures.
         start: the tag of the state to build on instead of the head.
+        meant: which train it has to be, where ``descriptor`` comes from a state that nobody has verified.
     """
     def check(files: Files, digest: Digest, *, remember: bool) -> None:
-        check_state(files, digest, anchor, Expected(train=descriptor.train), store=context.store,
+        check_state(files, digest, anchor, meant or Expected(train=descriptor.train), store=context.store,
                     now=context.now(), max_stale=context.max_stale, remember=remember)
 
     def checked(basis: Basis) -> Made | None:
@@ -178,7 +179,7 @@ def _newest_image(files: Files, descriptor: TrainDescriptor, known: Iterable[Des
         if newest(files, hop_role(station)) is not None:
             path = hop_path(descriptor.train, station, number)
             last = parsed(files, hop_role(station)).signed.targets.get(path, last)
-    digest = Digest("sha256", last.hashes["sha256"])
+    digest = Digest.parse(f"sha256:{last.hashes.get('sha256')}", what=last.path)
     for image in known:
         if image is not None and image.digest == digest:
             return image

@@ -89,15 +89,20 @@ def resolve(
 
     Args: as :func:`dtrain.trust.verify.fetch_attested`.
     """
-    name = None if reference.layout is not None or context.train is not None else reference.name
     with metadata_place(reference, transport, anchor, context) as place:
-        attested = fetch_attested(place, anchor, Expected(train=context.train, name=name), store=context.store,
+        attested = fetch_attested(place, anchor, expected(reference, context), store=context.store,
                                   now=context.now(), max_stale=context.max_stale, warn=context.warn, station=station,
                                   look_around=look_around)
     if attested.stale is not None:
         context.warn(f"the metadata expired {attested.stale} ago and is accepted as --max-stale asks: someone may be "
                      "withholding newer metadata")
     return attested
+
+
+def expected(reference: Reference, context: Context) -> Expected:
+    """Return which train ``reference`` has to be: the one that the caller named, else that of the repository's name."""
+    name = None if reference.layout is not None or context.train is not None else reference.name
+    return Expected(train=context.train, name=name)
 
 
 def metadata_place(

@@ -32,12 +32,11 @@ from dtrain.transport.protocol import Transport
 from dtrain.trust.anchor import Anchor, BaseImage, PinnedRoot, render_anchor
 from dtrain.trust.base_image import ApprovedBase
 from dtrain.trust.root import Consortium, draft_root, parse_root, read_consortium, sign_root
-from dtrain.trust.statements import SignedFile, describe
+from dtrain.trust.statements import DWELL_MAX, SignedFile, describe
 from dtrain.version import VERSION
 
 BASE_TAG = "base"
 TRAIN_LIFE = ROOT_LIFE = timedelta(days=365)
-DWELL_MAX = 3650  # days
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from dtrain.crypto.signing import SigningKey, VerifyKey
 from dtrain.errors import Conflict, NotFound, RouteProblem, UsageProblem, WrongKey
 from dtrain.flow.attest import finish, proposal_tag, publish_checked, publish_train
-from dtrain.flow.believe import metadata_place
+from dtrain.flow.believe import expected, metadata_place
 from dtrain.flow.build import ROOT_LIFE, TRAIN_LIFE, own_root, pinned_root
 from dtrain.flow.context import Context
 from dtrain.flow.fetch import fetch_image, find_bases
@@ -144,7 +144,7 @@ def cosign(
             return cosigned(proposed, signing)
 
         return publish_checked(reference, transport, make, anchor=anchor, descriptor=descriptor, context=context,
-                               image=proposal.manifest.subject)
+                               image=proposal.manifest.subject, meant=expected(reference, context))
 
 
 def adopt(
@@ -227,7 +227,8 @@ def _tend(
             return made
 
         return publish_checked(reference, transport, make, anchor=anchor, descriptor=descriptor, context=context,
-                               start=start, proposal=proposal_tag(signing.public.fingerprint[7:19]))
+                               start=start, meant=expected(reference, context),
+                               proposal=proposal_tag(signing.public.fingerprint[7:19]))
 
 
 def _descriptor(files: Files) -> TrainDescriptor:

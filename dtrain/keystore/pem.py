@@ -48,7 +48,7 @@ def read_signing_key(path: Path, *, password: Secret[str] | None = None) -> Sign
     Raises: as :func:`read_private_key`.
     """
     of = f"key {path}"
-    blocks = pem_blocks(_read(path, of)) or (b"",)
+    blocks = pem_blocks(_read(path, of), b"PRIVATE KEY") or (b"",)
     keys = [SigningKey.from_pem(block, password=password, of=of) for block in blocks]
     return next((key for key in keys if not key.public.is_rsa), keys[0])
 
@@ -81,11 +81,11 @@ def _public_blocks(path: Path, of: str) -> tuple[bytes, ...]:
     if b"PRIVATE KEY" in raw:
         raise UsageProblem(f"public key of {of}: expected a public key, got the private key {path}",
                            hint=f"make its public half with: dtrain key show --public {path}")
-    return pem_blocks(raw) or (raw,)
+    return pem_blocks(raw, b"PUBLIC KEY") or (raw,)
 
 
 def _first_rsa(raw: bytes, password: Secret[str] | None, of: str) -> bytes:
-    blocks = pem_blocks(raw)
+    blocks = pem_blocks(raw, b"PRIVATE KEY")
     if len(blocks) < 2:
         return raw
     return next((block for block in blocks
@@ -101,11 +101,11 @@ def read_all_public(
     """
     of = f"key {path}"
     raw = _read(path, of)
-    blocks = pem_blocks(raw) or (raw,)
-    if b"PRIVATE KEY" not in raw:
-        return tuple(VerifyKey.from_pem(block, of=of) for block in blocks)
+    private = pem_blocks(raw, b"PRIVATE KEY")
+    if not private:
+        return tuple(VerifyKey.from_pem(block, of=of) for block in pem_blocks(raw, b"PUBLIC KEY") or (raw,))
     _check_mode(path, warn)
-    return tuple(SigningKey.from_pem(block, password=password, of=of).public for block in blocks)
+    return tuple(SigningKey.from_pem(block, password=password, of=of).public for block in private)
 
 
 def _check_mode(path: Path, warn: Callable[[str], None]) -> None:

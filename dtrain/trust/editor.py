@@ -24,7 +24,7 @@ from tuf.api.metadata import (
 )  # fmt: skip
 
 from dtrain.crypto.signing import SigningKey, VerifyKey
-from dtrain.errors import MissingEvidence
+from dtrain.errors import MalformedInput, MissingEvidence
 from dtrain.oci.digest import Digest
 from dtrain.trust.artifact import file_name, parse_name
 from dtrain.trust.client import tuf_errors
@@ -36,6 +36,7 @@ Files = Mapping[str, bytes]
 """A state: metadata by file name."""
 
 SNAPSHOT_LIFE = timedelta(days=90)
+_KINDS = {"root": Root, "snapshot": Snapshot, "timestamp": Timestamp}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +66,10 @@ def parsed(files: Files, role: str) -> Metadata[Any]:
     if found is None:
         raise MissingEvidence(f"metadata: expected the role {role}, got none")
     with tuf_errors():
-        return Metadata.from_bytes(found[1])
+        metadata: Metadata[Any] = Metadata.from_bytes(found[1])
+    if not isinstance(metadata.signed, _KINDS.get(role, Targets)):
+        raise MalformedInput(f"metadata {role}: expected metadata of that role, got {metadata.signed.type}")
+    return metadata
 
 
 def with_role(files: Files, role: str, raw: bytes, version: int) -> dict[str, bytes]:

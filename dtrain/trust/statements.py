@@ -21,6 +21,7 @@ from dtrain.train.route import encode_name
 from dtrain.trust.base_image import ApprovedBase
 
 TRAIN_SCHEMA, HOP_SCHEMA = "dtrain/train/v1", "dtrain/hop-statement/v1"
+DWELL_MAX = 3650  # days
 
 
 def train_path(train: str) -> str:
@@ -118,6 +119,8 @@ class TrainDescriptor:
         creator, builder, base = fields.object("creator"), fields.object("builder"), fields.optional_object("base")
         files = fields.optional_object("files")
         route = tuple((stop.required("station", str), stop.required("key", str)) for stop in fields.objects("route"))
+        if len(dict(route)) != len(route):
+            raise MalformedInput(f"{fields.path('route')}: expected each station once, got one twice")
         return cls(
             train=fields.required("train", str), name=fields.required("name", str),
             proposal=fields.required("proposal", str), session=_hex(fields, "session"),
@@ -125,8 +128,8 @@ class TrainDescriptor:
             creator_key=creator.required("key", str), builder_key=builder.required("key", str), route=route,
             files=None if files is None else {path: _file(files.object(path)) for path in files.raw},
             base=None if base is None else _base(base),
-            deadline=_date(fields, "deadline"), dwell_days=fields.required("dwell_days", int),
-            visited=fields.required("visited", int),
+            deadline=_date(fields, "deadline"), dwell_days=_number(fields, "dwell_days", 1, DWELL_MAX),
+            visited=_number(fields, "visited", 0, len(route)),
         )
 
 
@@ -240,6 +243,13 @@ def _hex(fields: Fields, key: str) -> str:
         return bytes.fromhex(text).hex()
     except ValueError:
         raise MalformedInput(f"{fields.path(key)}: expected hex digits, got {text[:80]!r}") from None
+
+
+def _number(fields: Fields, key: str, least: int, most: int) -> int:
+    number = fields.required(key, int)
+    if not least <= number <= most:
+        raise MalformedInput(f"{fields.path(key)}: expected {least} to {most}, got {number}")
+    return number
 
 
 def _date(fields: Fields, key: str) -> datetime:

@@ -354,6 +354,28 @@ def test_b3_snapshots_of_one_version_mixed(train: Signed) -> None:
     refused(train, Rollback, "expected the content that the timestamp names", status=14)
 
 
+def test_b4_creator_does_not_extend_another_train_than_he_means(place: str, tmp_path: Path, rsa: Any,
+                                                                keys: dict[str, SigningKey]) -> None:
+    """Else an old state of that other train would get a new date."""
+    roots = (root(keys),)
+    one = make_signed(place, tmp_path / "a", rsa, keys, name="train-a", roots=roots)
+    other = make_signed(place, tmp_path / "b", rsa, keys, name="train-b", roots=roots)
+    other.put(one.files())
+    before = other.tags()
+    with pytest.raises(Rollback, match="expected that of the name 'train-b'"):
+        tend.refresh(other.train, anchor=other.anchor(), signing=keys["alice"], context=other.fresh())
+    assert other.tags() == before
+
+
+def test_b9_root_file_that_holds_targets(train: Signed) -> None:
+    files = train.files()
+    train.put({**files, "2.root.json": files["1.targets.json"]}, commit=False)
+    before = train.tags()
+    with pytest.raises(MalformedInput, match="expected metadata of that role"):
+        tend.refresh(train.train, anchor=train.anchor(), signing=train.keys["alice"], context=train.context("alice"))
+    assert train.tags() == before
+
+
 def test_b4_state_of_another_train_beside_ours(place: str, tmp_path: Path, rsa: Any,
                                                keys: dict[str, SigningKey]) -> None:
     """One tag copied from a train under the same root is no fork of ours, and is never joined."""

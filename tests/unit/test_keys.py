@@ -58,6 +58,17 @@ def test_order_does_not_matter(tmp_path: Path, rsa: PrivateKey) -> None:
     assert read_verify_key(path, of="k") == signing.public
 
 
+def test_blocks_that_are_no_keys_are_passed_over(tmp_path: Path, rsa: PrivateKey) -> None:
+    """openssl writes EC PARAMETERS before a key, others a certificate."""
+    path, other = tmp_path / "k.pem", b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n"
+    signing = SigningKey(ec.generate_private_key(ec.SECP256R1()), of="k")
+    path.write_bytes(other + signing.pem(None).reveal() + rsa.pem(None).reveal())
+    path.chmod(0o600)
+    assert read_private_key(path).public == rsa.public
+    assert read_signing_key(path).public == signing.public
+    assert len(read_all_public(path)) == 2
+
+
 def test_rsa_serves_where_there_is_no_other(tmp_path: Path, rsa: PrivateKey) -> None:
     public = write_key_pair(rsa, tmp_path / "k.pem", password=None)
     fingerprint = rsa.public.fingerprint
@@ -95,4 +106,4 @@ def test_keys_do_not_show_themselves() -> None:
     key = SigningKey.generate()
     text = key.pem(None).reveal().decode().splitlines()[1]
     assert text not in repr(key)
-    assert len(pem_blocks(key.pem(None).reveal())) == 1
+    assert len(pem_blocks(key.pem(None).reveal(), b"PRIVATE KEY")) == 1

@@ -149,10 +149,12 @@ def test_ids_cannot_reach_other_paths() -> None:
 
 
 @pytest.mark.parametrize(("path", "values"), [
-    ("schema", (None, 7, "zz")), ("train", (None, 7.5, [])), ("route", (7.5, {}, "zz", [7], [{"station": 7}])),
+    ("schema", (None, 7, "zz")), ("train", (None, 7.5, [])),
+    ("route", (7.5, {}, "zz", [7], [{"station": 7}], [{"station": "a", "key": "k"}, {"station": "a", "key": "k"}])),
     ("creator", (None, 7.5, [], {}, "zz")), ("builder", (None, 7.5, [], {}, "zz")), ("source", (None, 7, {})),
-    ("deadline", (None, 7.5, "zz", "")), ("dwell_days", (None, 7.5, "35", True, {})), ("session", (None, 7, "zz")),
-    ("visited", (None, 7.5, "1")), ("files", (7, [], {"a": 7}, {"a": {}})), ("base", (7, [], {"name": "b"})),
+    ("deadline", (None, 7.5, "zz", "")), ("dwell_days", (None, 7.5, "35", True, {}, 0, -1, 10**12)),
+    ("session", (None, 7, "zz")),
+    ("visited", (None, 7.5, "1", -1, 3)), ("files", (7, [], {"a": 7}, {"a": {}})), ("base", (7, [], {"name": "b"})),
 ])
 def test_descriptor_of_wrong_form(path: str, values: tuple[object, ...]) -> None:
     for value in values:
