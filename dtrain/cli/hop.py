@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dtrain.cli.options import Believing, Keys, Ref, StationId, Surroundings, expanded, require_station
+
+if TYPE_CHECKING:
+    from dtrain.compat import SecurityProtocol
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands of this file."""
     app.command("pull-verify")(expanded(pull_verify))
     app.command("push-results")(expanded(push_results))
+    app.command("pre-run")(pre_run)
+    app.command("post-run")(post_run)
 
 
 def pull_verify(
@@ -66,3 +72,26 @@ def push_results(
         "reference": str(published.reference), "digest": str(published.reference.digest), "train": published.train,
         "hop": published.hop, "tag": published.tag, "already": published.already, "metadata": metadata,
     })
+
+
+Image = Annotated[str, typer.Argument(metavar="IMAGE", help="Reference of the train.")]
+
+
+def pre_run(image: Image) -> None:
+    """What train_lib's container does before a run, with its environment: STATION_ID, PRIVATE_KEY_PATH,
+    PRIVATE_KEY_PASSWORD; and DTRAIN_ANCHOR. Prints the working folder (DTRAIN_WORK_DIR, or the repository's name)."""
+    print(_protocol(image).pre_run_protocol(image))
+
+
+def post_run(
+    image: Image,
+    rebase: Annotated[bool, typer.Option("--rebase", help="Taken for train_lib's sake: it is always done.")] = False,
+) -> None:
+    """What train_lib's container does after a run, and the push. Prints the pinned reference."""
+    print(_protocol(image).post_run_protocol(image, rebase=rebase))
+
+
+def _protocol(image: str) -> SecurityProtocol:
+    from dtrain.compat import SecurityProtocol, extract_train_config
+
+    return SecurityProtocol(require_station(os.environ.get("STATION_ID")), extract_train_config(image))
