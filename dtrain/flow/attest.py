@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from dtrain.crypto.signing import SigningKey, VerifyKey
-from dtrain.errors import Conflict, Expired, WrongKey
+from dtrain.errors import Conflict, Expired, MissingEvidence, WrongKey
 from dtrain.flow.believe import metadata_place
 from dtrain.flow.context import Context
 from dtrain.oci.descriptor import Descriptor
@@ -174,7 +174,9 @@ def publish_checked(
 
 def _newest_image(files: Files, descriptor: TrainDescriptor, known: Iterable[Descriptor | None]) -> Descriptor:
     """Return the descriptor of the newest hop's image: the artifact's subject."""
-    last = parsed(files, "targets").signed.targets[train_path(descriptor.train)]
+    last = parsed(files, "targets").signed.targets.get(train_path(descriptor.train))
+    if last is None:
+        raise MissingEvidence(f"metadata targets: expected the train {descriptor.train!r}, got another")
     for number, station in enumerate(descriptor.stations, start=1):
         if newest(files, hop_role(station)) is not None:
             path = hop_path(descriptor.train, station, number)

@@ -111,6 +111,8 @@ def difference(ours: Files, theirs: Files) -> Difference:
 def check_forks(transport: Transport, head: Artifact, files: Files, *, station: str | None) -> list[str]:
     """Check that no other state contradicts the head, and that nobody moved ``tuf`` back (R4).
 
+    A state whose content is all in the head tells nothing, whatever its number: any station's key can sign one.
+
     A state that was begun and not finished looks like a newest state that somebody hides. For everyone but the station
     whose hop is in it that makes no difference: it is not their turn.
 
@@ -133,12 +135,14 @@ def check_forks(transport: Transport, head: Artifact, files: Files, *, station: 
         if station is not None and hop_role(station) in found.newer:
             raise Rollback(f"{what}: expected no hop of station {station!r} yet, got one that is signed",
                            hint="if your push-results was interrupted, repeat it; else someone moved the tag tuf back")
+        if not found.newer and not found.contradicting:
+            continue
         if other.version > parsed(files, "timestamp").signed.version and other.built_on == str(head.digest):
             warnings.append(f"{what} was begun and not finished: its publisher should repeat the command")
         elif other.version > parsed(files, "timestamp").signed.version:
             raise Rollback(f"{what}: expected it, or a later one, under the tag tuf, got an older one",
                            hint="someone moved the tag back; do not run this train")
-        elif found.newer or found.contradicting:
+        else:
             raise Rollback(
                 f"{what}: expected one state of this version, got two that differ in "
                 f"{', '.join((*found.newer, *found.contradicting))}",

@@ -29,11 +29,12 @@ from dtrain.trust.artifact import (
     store_artifact,
 )  # fmt: skip
 from dtrain.trust.editor import Files, Made, parsed
-from dtrain.trust.forks import merged, others
+from dtrain.trust.forks import difference, merged, others
 from dtrain.trust.rules import VERSIONS_PER_ROOT
 
 ATTEMPTS = 30
 BACKOFF = 0.05, 0.4  # seconds
+JUMP_MAX = 100  # versions that states ahead of the head are followed without anything new in them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +137,8 @@ def _basis(transport: Transport, head: Artifact | None) -> Basis:
     files: Files = StoredFiles(transport, head)
     floor, joined, subjects = _version(files), [], [head.manifest.subject]
     for other in others(transport, head, files, tags):
+        if other.version > floor + JUMP_MAX and not difference(files, other.files).newer:
+            continue  # nothing new in it but its number, which any station's key can choose
         files = merged(files, other.files)
         floor = max(floor, other.version)
         joined.append(other.artifact.digest.short)

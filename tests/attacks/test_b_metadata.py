@@ -429,6 +429,17 @@ def test_junk_tags_hide_nothing_and_stop_nobody(train: Signed) -> None:
     refused(train, Rollback, "at most 64 states of metadata beside the newest", status=14)
 
 
+def test_b7_past_station_with_a_high_number_stops_nobody(travelled: Signed) -> None:
+    """Its key may sign, and its own hop is in the state: nothing in it is news."""
+    old = travelled.files(commit(travelled, 2))
+    travelled.put(travelled.finish(old, "aachen", version=900_000), head=False)
+    travelled.verify()
+    travelled.hop("leipzig")
+    found = travelled.verify()
+    assert found.attested is not None
+    assert (found.done, found.attested.version) == (3, 4)
+
+
 # --- B5 to B7: keys ---------------------------------------------------------------------------------------------
 
 
