@@ -26,6 +26,8 @@ from dtrain.trust.rules import Expected
 from dtrain.trust.statements import HopStatement, TrainDescriptor, hop_path, hop_role, train_path
 from dtrain.trust.verify import check_state
 
+FOREVER = timedelta(days=36500)
+
 
 def publish_train(
     target: Reference, transport: Transport, manifest: Manifest, descriptor: TrainDescriptor, *,
@@ -49,11 +51,14 @@ def publish_train(
         Conflict: there is metadata already.
         VerificationFailed: the anchor would not accept it.
     """
+    def check_vacant(files: Files, digest: Digest) -> None:
+        there = parsed(files, "targets").signed.targets.get(train_path(descriptor.train))
+        if there is None or there.hashes.get("sha256") != manifest.digest.hex:
+            raise Conflict(f"{target.name}: expected no metadata of a train of that name, got some",
+                           hint="choose another repository, or another trust repository")
+
     def make(basis: Basis) -> Made | None:
         if basis.head is not None:
-            there = parsed(basis.files, "targets").signed.targets.get(train_path(descriptor.train))
-            if there is None or there.hashes.get("sha256") != manifest.digest.hex:
-                raise Conflict(f"{target}: expected no metadata there, got a train's", hint="choose another repository")
             return None if not basis.joined else finish(
                 basis.files, basis, descriptor=descriptor, signing=signing, context=context)
         files = {file_name("root", parse_root(raw, what="root").signed.version): raw for raw in roots}
@@ -62,7 +67,7 @@ def publish_train(
         return finish(state, basis, descriptor=descriptor, signing=signing, context=context)
 
     return publish_checked(target, transport, make, anchor=anchor, descriptor=descriptor, context=context,
-                           image=manifest.descriptor, proposal=proposal_tag(descriptor.creator))
+                           image=manifest.descriptor, proposal=proposal_tag(descriptor.creator), verify=check_vacant)
 
 
 def publish_hop(
@@ -135,7 +140,7 @@ def _handover(descriptor: TrainDescriptor, now: datetime) -> datetime:
 def publish_checked(
     place: Reference, transport: Transport, make: Callable[[Basis], Made | None], *, anchor: Anchor,
     descriptor: TrainDescriptor, context: Context, image: Descriptor | None = None, proposal: str | None = None,
-    start: str | None = None, meant: Expected | None = None,
+    start: str | None = None, meant: Expected | None = None, verify: Callable[[Files, Digest], None] | None = None,
 ) -> PublishedState:
     """Publish what ``make`` gives, each attempt after the checks that a reader will make; then remember it as seen.
 
@@ -150,10 +155,14 @@ def publish_checked(
         proposal: the tag for a state that needs further signatures.
         start: the tag of the state to build on instead of the head.
         meant: which train it has to be, where ``descriptor`` comes from a state that nobody has verified.
+        verify: checks the state to build on; by default all that a reader checks.
     """
-    def check(files: Files, digest: Digest, *, remember: bool) -> None:
+    def check(files: Files, digest: Digest, *, remember: bool, max_stale: timedelta = timedelta(0)) -> None:
         check_state(files, digest, anchor, meant or Expected(train=descriptor.train), store=context.store,
-                    now=context.now(), max_stale=context.max_stale, remember=remember)
+                    now=context.now(), max_stale=max_stale, remember=remember, whole=True)
+
+    def check_basis(files: Files, digest: Digest) -> None:
+        check(files, digest, remember=False, max_stale=FOREVER)  # what has expired may be signed anew
 
     def checked(basis: Basis) -> Made | None:
         made = make(basis)
@@ -165,7 +174,7 @@ def publish_checked(
         raise Expired(f"train {descriptor.train!r}: expected a deadline to come, got {descriptor.deadline}",
                       hint="the train's time is over; its creator can build it again")
     with metadata_place(place, transport, anchor, context) as trusted:
-        published = publish(trusted, checked, proposal=proposal, start=start,
+        published = publish(trusted, checked, proposal=proposal, start=start, verify=verify or check_basis,
                             subject=lambda files, known: _newest_image(files, descriptor, (image, *known)))
     if published.complete:
         check(published.files, published.artifact.digest, remember=True)

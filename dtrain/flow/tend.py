@@ -1,7 +1,7 @@
 """Tending a train's metadata while it travels: extend it, exchange or take away keys, sign what stations propose.
 
-Every change is checked as its readers will check it before it is published. None of it trusts the state that it
-starts from: what does not verify under the anchor's root does not pass that check.
+The state that a change starts from is checked first, as its readers check it; only what has expired is let pass. The
+result is checked in the same way before anything of it is stored.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dtrain.train.plain import PlainFile, read_folder
 from dtrain.trust.anchor import Anchor, render_anchor
 from dtrain.trust.artifact import HEAD, StoredFiles, fetch_artifact
 from dtrain.trust.editor import Files, Made, cosigned, newest, parsed, with_delegation, with_hop, with_role
-from dtrain.trust.forks import merged, timestamp_note
+from dtrain.trust.forks import difference, merged, timestamp_note
 from dtrain.trust.publish import Basis, PublishedState
 from dtrain.trust.root import Consortium, Profile, draft_root, parse_root, read_consortium, sign_root
 from dtrain.trust.statements import (
@@ -138,9 +138,16 @@ def cosign(
                     return None  # published already
                 if read_consortium(parsed(joined, "root").signed).profile is Profile.ROUTER:
                     return finish(joined, basis, descriptor=descriptor, signing=[signing], context=context)
+                lost = difference(proposed, basis.files)
+                if lost.newer or lost.contradicting or basis.joined:
+                    raise Conflict(f"{place.place}: {tag}: expected a proposal with all that others published, got one "
+                                   f"without {', '.join((*lost.newer, *lost.contradicting)) or 'some of it'}",
+                                   hint="the station can propose again with: dtrain push-results")
             if timestamp_note(proposed).get("prev") != (None if basis.head is None else str(basis.head)):
                 raise Conflict(f"{place.place}: {tag}: expected a proposal on the newest state, got an older one",
                                hint="the station can propose again with: dtrain push-results")
+            if read_consortium(parsed(proposed, "root").signed).profile is not Profile.COSIGN:
+                raise UsageProblem("cosign: expected a root that asks for two signatures, got another")
             return cosigned(proposed, signing)
 
         return publish_checked(reference, transport, make, anchor=anchor, descriptor=descriptor, context=context,

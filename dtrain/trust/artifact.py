@@ -124,7 +124,24 @@ def fetch_artifact(transport: Transport, selector: str | Digest = HEAD) -> Artif
             raise MalformedInput(f"{what}: expected metadata files of at most {FILE_MAX} bytes, each name once, "
                                  f"got {name[:80]!r} of {layer.size} bytes")
         files[name] = layer
+    _check_names(files, what)
     return Artifact(manifest=manifest, files=files)
+
+
+def _check_names(files: Collection[str], what: str) -> None:
+    """Check that a state has each role once, and its roots without a gap: there is one way to read it."""
+    roles: dict[str, list[int | None]] = {}
+    for name in files:
+        role, version = parse_name(name) or ("", None)
+        roles.setdefault(role, []).append(version)
+    for role, versions in roles.items():
+        numbers = sorted(version for version in versions if version is not None)
+        once = [None] if role == "timestamp" else numbers
+        if (versions != once and sorted(map(str, versions)) != sorted(map(str, once))) or (
+            role != "root" and len(versions) > 1
+        ) or (role == "root" and numbers != list(range(numbers[0], numbers[0] + len(numbers)))):
+            raise MalformedInput(f"{what}: expected each role once, and roots without a gap, got {len(versions)} files "
+                                 f"of {role[:80]!r}")
 
 
 def make_artifact(files: Mapping[str, bytes], *, subject: Descriptor) -> Artifact:

@@ -82,6 +82,8 @@ class Client:
 
     def role(self, name: str) -> Targets:
         """Return the verified metadata of a delegated role, loaded by :meth:`target` before."""
+        if name not in self._trusted:
+            raise MissingEvidence(f"metadata {name}: expected the role to have its own paths, got them elsewhere")
         role = self._trusted[name]
         assert isinstance(role, Targets)  # noqa: S101  python-tuf's own promise
         self.check_date(name, role)

@@ -6,7 +6,7 @@ moving ``tuf`` back, can still be found, for as long as its tag is there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,7 +57,8 @@ def others(transport: Transport, head: Artifact, files: Files, tags: Iterable[st
     """
     root: Root = parsed(files, "root").signed
     version, train = parsed(files, "timestamp").signed.version, timestamp_note(files).get("train")
-    known = {head.digest.short, *map(str, timestamp_note(files).get("merged", ()))}
+    joined = timestamp_note(files).get("merged")
+    known = {head.digest.short, *(map(str, joined) if isinstance(joined, list) else ())}
     found = []
     candidates = sorted((commit, tag) for tag in tags if (commit := parse_commit_tag(tag)) is not None
                         and commit[0] >= version and commit[1] not in known)
@@ -73,7 +74,7 @@ def others(transport: Transport, head: Artifact, files: Files, tags: Iterable[st
             theirs = StoredFiles(transport, artifact)
             timestamp = parsed(theirs, "timestamp")
             signed = any(root.get_verification_result("timestamp", timestamp.signed_bytes, timestamp.signatures).signed)
-        except DtrainError:
+        except (DtrainError, RepositoryError, ValueError):
             continue
         if signed and timestamp.signed.version == number and timestamp_note(theirs).get("train") == train:
             prev = timestamp_note(theirs).get("prev")
@@ -88,9 +89,12 @@ def difference(ours: Files, theirs: Files) -> Difference:
     contradicting = []
     root: Root = parsed(ours, "root").signed
     targets: Targets = parsed(ours, "targets").signed
+    delegated = {} if targets.delegations is None else targets.delegations.roles or {}
     for role in sorted({named[0] for name in theirs if (named := parse_name(name)) is not None}):
+        if role != "targets" and role not in delegated:
+            continue  # not fetched: nobody may sign it
         own, other = newest(ours, role), newest(theirs, role)
-        if role in ("root", "snapshot", "timestamp") or other is None or (own is not None and own[0] > other[0]):
+        if other is None or (own is not None and own[0] > other[0]):
             continue
         try:
             metadata: Metadata[Any] = parsed(theirs, role)
@@ -103,12 +107,15 @@ def difference(ours: Files, theirs: Files) -> Difference:
             continue
         if own is None or own[0] < other[0]:
             newer[role] = other
-        elif metadata.signed.targets != parsed(ours, role).signed.targets:
+        elif (metadata.signed.targets, metadata.signed.delegations) != (
+            (mine := parsed(ours, role).signed).targets, mine.delegations
+        ):
             contradicting.append(role)
     return Difference(newer=newer, contradicting=tuple(contradicting))
 
 
-def check_forks(transport: Transport, head: Artifact, files: Files, *, station: str | None) -> list[str]:
+def check_forks(transport: Transport, head: Artifact, files: Files, *, station: str | None,
+                vouch: Callable[[], None]) -> list[str]:
     """Check that no other state contradicts the head, and that nobody moved ``tuf`` back (R4).
 
     A state whose content is all in the head tells nothing, whatever its number: any station's key can sign one.
@@ -121,6 +128,7 @@ def check_forks(transport: Transport, head: Artifact, files: Files, *, station: 
         head: the state that ``tuf`` names.
         files: its files.
         station: who is about to run the train.
+        vouch: checks the files before they are compared with others.
 
     Returns:
         Warnings about states that were begun and not finished.
@@ -128,8 +136,11 @@ def check_forks(transport: Transport, head: Artifact, files: Files, *, station: 
     Raises:
         Rollback: two states of one version that differ, later states than the head, or a hop of ``station`` in one.
     """
-    warnings = []
-    for other in others(transport, head, files, transport.tags()):
+    warnings: list[str] = []
+    found_others = others(transport, head, files, transport.tags())
+    if found_others:
+        vouch()
+    for other in found_others:
         found = difference(files, other.files)
         what = f"{transport.place}: metadata state {other.version} ({other.artifact.digest.short})"
         if station is not None and hop_role(station) in found.newer:

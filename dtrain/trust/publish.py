@@ -29,7 +29,7 @@ from dtrain.trust.artifact import (
     store_artifact,
 )  # fmt: skip
 from dtrain.trust.editor import Files, Made, parsed
-from dtrain.trust.forks import difference, merged, others
+from dtrain.trust.forks import Other, difference, merged, others
 from dtrain.trust.rules import VERSIONS_PER_ROOT
 
 ATTEMPTS = 30
@@ -68,7 +68,8 @@ class PublishedState:
 def publish(
     transport: Transport, make: Callable[[Basis], Made | None], *,
     subject: Callable[[Files, Sequence[Descriptor]], Descriptor], proposal: str | None = None,
-    start: str | None = None, wait: Callable[[float], None] = time.sleep,
+    start: str | None = None, verify: Callable[[Files, Digest], None] = lambda files, digest: None,
+    wait: Callable[[float], None] = time.sleep,
 ) -> PublishedState:
     """Publish what ``make`` gives, made again on every new basis until nobody else's work would be lost.
 
@@ -78,6 +79,7 @@ def publish(
         subject: gives the descriptor of the newest hop's image in a state, out of known ones if it is among them.
         proposal: the tag for a state that needs further signatures.
         start: the tag of the state to build on instead of the head, which is given up with all that is beside it.
+        verify: checks the state to build on, before anything of it is signed anew.
         wait: sleeps for seconds.
 
     Raises:
@@ -85,20 +87,20 @@ def publish(
     """
     for _ in range(ATTEMPTS):
         head = fetch_artifact(transport)
-        basis = _basis(transport, head) if start is None else _restart(transport, head, start)
+        basis = _basis(transport, head, verify) if start is None else _restart(transport, head, start, verify)
         made = make(basis)
         if made is None:
             if basis.joined or head is None:
                 raise RuntimeError("make has to give a new state when there is none, or others were joined")
             return PublishedState(artifact=head, files=basis.files, version=_version(basis.files), complete=True)
+        if not made.complete and proposal is None:
+            raise WrongKey("metadata: expected a key that may sign snapshot and timestamp alone, got another",
+                           hint="creators and routers may, and the station of the newest hop")
         artifact = make_artifact(made.files, subject=subject(made.files, basis.subjects))
         version = _version(made.files)
         known = frozenset() if head is None else frozenset(one.digest for one in head.files.values())
         store_artifact(transport, artifact, made.files, known=known)
-        if not made.complete:
-            if proposal is None:
-                raise WrongKey("metadata: expected a key that may sign snapshot and timestamp alone, got another",
-                               hint="creators and routers may, and the station of the newest hop")
+        if not made.complete and proposal is not None:
             transport.put_tag(proposal, artifact.manifest)
             return PublishedState(artifact=artifact, files=made.files, version=version, complete=False)
         transport.put_tag(commit_tag(version, artifact.digest), artifact.manifest)
@@ -125,8 +127,8 @@ def _rivals(transport: Transport, artifact: Artifact, version: int, basis: Basis
                for tag in transport.tags() if (commit := parse_commit_tag(tag)) is not None)
 
 
-def _basis(transport: Transport, head: Artifact | None) -> Basis:
-    """Return the head with what others published beside it; of contradicting hops the head's stands."""
+def _basis(transport: Transport, head: Artifact | None, verify: Callable[[Files, Digest], None]) -> Basis:
+    """Return the verified head with what others published beside it; of contradicting hops the head's stands."""
     try:
         tags = transport.tags()
     except NotFound:  # the place is made by what is put there first
@@ -135,10 +137,11 @@ def _basis(transport: Transport, head: Artifact | None) -> Basis:
     if head is None:
         return Basis(files={}, head=None, joined=(), seen=seen, floor=0, subjects=())
     files: Files = StoredFiles(transport, head)
+    verify(files, head.digest)
     floor, joined, subjects = _version(files), [], [head.manifest.subject]
     for other in others(transport, head, files, tags):
-        if other.version > floor + JUMP_MAX and not difference(files, other.files).newer:
-            continue  # nothing new in it but its number, which any station's key can choose
+        if _is_far(other, files, floor):
+            continue
         files = merged(files, other.files)
         floor = max(floor, other.version)
         joined.append(other.artifact.digest.short)
@@ -147,7 +150,14 @@ def _basis(transport: Transport, head: Artifact | None) -> Basis:
                  subjects=tuple(one for one in subjects if one is not None))
 
 
-def _restart(transport: Transport, head: Artifact | None, start: str) -> Basis:
+def _is_far(other: Other, files: Files, floor: int) -> bool:
+    """Return whether nothing is new in a state but its number, which any station's key can choose."""
+    return other.version > floor + JUMP_MAX and not difference(files, other.files).newer
+
+
+def _restart(
+    transport: Transport, head: Artifact | None, start: str, verify: Callable[[Files, Digest], None]
+) -> Basis:
     """Return an earlier state, with everything later declared joined, so that nobody takes it for a fork.
 
     Raises:
@@ -158,10 +168,13 @@ def _restart(transport: Transport, head: Artifact | None, start: str) -> Basis:
         raise NotFound(f"{transport.place}: {start}: expected a state of metadata, got none",
                        hint="dtrain inspect lists them")
     files = StoredFiles(transport, chosen)
+    verify(files, chosen.digest)
     root: Root = parsed(files, "root").signed
-    commits = [commit for tag in transport.tags() if (commit := parse_commit_tag(tag)) is not None]
-    floor = max((number for number, _ in commits if number <= VERSIONS_PER_ROOT * root.version),
-                default=_version(files))
+    tags, floor = transport.tags(), _version(files)
+    commits = [commit for tag in tags if (commit := parse_commit_tag(tag)) is not None]
+    for other in others(transport, chosen, files, tags):
+        if other.version <= VERSIONS_PER_ROOT * root.version and not _is_far(other, files, floor):
+            floor = max(floor, other.version)
     beyond = {short for number, short in commits if number > floor}  # those of the floor are older than what follows
     return Basis(files=files, head=head.digest, joined=tuple(beyond), floor=floor,
                  seen=frozenset(short for _, short in commits),

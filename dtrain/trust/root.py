@@ -15,7 +15,7 @@ from typing import Any
 from securesystemslib.exceptions import UnverifiedSignatureError
 from securesystemslib.signer import Key
 from tuf.api.metadata import Metadata, Role, Root
-from tuf.api.serialization import DeserializationError
+from tuf.api.serialization import DeserializationError, SerializationError
 
 from dtrain.crypto.signing import SigningKey, VerifyKey
 from dtrain.errors import BadSignature, MalformedInput, UsageProblem, WrongKey
@@ -122,7 +122,7 @@ def read_consortium(root: Root) -> Consortium:
     Raises:
         MalformedInput: it has no such description, or one that its keys and roles do not bear out.
     """
-    fields = Fields(dict(root.unrecognized_fields.get(MEMBER) or {}), f"root {root.version}: {MEMBER}")
+    fields = Fields(root.unrecognized_fields.get(MEMBER), f"root {root.version}: {MEMBER}")
     groups: dict[str, Any] = {}
     for group in GROUPS:
         groups[group] = {name: _member(root, keyid, fields.path(group))
@@ -131,6 +131,8 @@ def read_consortium(root: Root) -> Consortium:
     if profile not in list(Profile):
         raise MalformedInput(f"{fields.path('profile')}: expected one of {', '.join(Profile)}, got {profile[:40]!r}")
     for role in root.roles.values():
+        if not set(role.keyids) <= set(root.keys):
+            raise MalformedInput(f"root {root.version}: expected keys with the ids that its roles name, got none")
         keys = [fingerprint_of(root.keys[keyid]) for keyid in role.keyids]
         if len(set(keys)) != len(keys):  # else one key could meet a threshold of two
             raise MalformedInput(f"root {root.version}: expected each key once in a role, got one twice")
@@ -212,11 +214,16 @@ def check_pinned(metadata: Metadata[Root], pinned: Iterable[str], threshold: int
         BadSignature: too few have.
     """
     wanted, found = set(pinned), set()
+    try:
+        signed = metadata.signed_bytes
+    except SerializationError:
+        raise MalformedInput(f"root {metadata.signed.version}: expected canonical JSON, got numbers that it has not"
+                             ) from None
     for keyid, signature in metadata.signatures.items():
         key: Key | None = metadata.signed.keys.get(keyid)
         if key is not None and (fingerprint := fingerprint_of(key)) in wanted:
             try:
-                key.verify_signature(signature, metadata.signed_bytes)
+                key.verify_signature(signature, signed)
             except UnverifiedSignatureError:
                 continue
             found.add(fingerprint)

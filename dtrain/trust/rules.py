@@ -95,7 +95,7 @@ def _new_train(client: Client, consortium: Consortium, expected: Expected) -> tu
 
 def _issued(client: Client, descriptor: TrainDescriptor, now: datetime) -> datetime:
     """Return when the timestamp was signed, in a past that the clock here agrees with."""
-    fields = Fields(dict(client.timestamp.unrecognized_fields.get(MEMBER) or {}), f"metadata timestamp: {MEMBER}")
+    fields = Fields(client.timestamp.unrecognized_fields.get(MEMBER), f"metadata timestamp: {MEMBER}")
     if fields.required("train", str) != descriptor.train:
         raise Rollback(f"metadata timestamp: expected that of train {descriptor.train!r}, "
                        f"got that of {fields.required('train', str)!r}")
@@ -147,6 +147,8 @@ def _delegations(
             raise MissingEvidence(f"metadata targets: expected a terminating delegation for station {station!r} and "
                                   "its own paths, got none")
         assert delegations is not None  # noqa: S101  it has this role
+        if not set(role.keyids) <= set(delegations.keys):
+            raise MalformedInput(f"metadata targets: station {station!r}: expected keys with these ids, got none")
         found = frozenset(fingerprint_of(delegations.keys[keyid]) for keyid in role.keyids)
         known = consortium.stations.get(station)
         allowed = {key.fingerprint for key in (known, consortium.creators[descriptor.creator]) if key is not None}

@@ -39,6 +39,7 @@ def verify_key(key: Key) -> VerifyKey:
     try:
         public = str(key.keyval["public"])
         handle = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)) if key.keytype == "ed25519" else None
+        pem = public.encode()
     except (ValueError, KeyError):
         raise MalformedInput(f"{of}: expected Ed25519, ECDSA or RSA, got {key.keytype[:20]!r}") from None
-    return VerifyKey.of(handle, of=of) if handle else VerifyKey.from_pem(public.encode(), of=of)
+    return VerifyKey.of(handle, of=of) if handle else VerifyKey.from_pem(pem, of=of)

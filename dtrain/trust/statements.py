@@ -7,6 +7,7 @@ spelled as in tags, so that none of them holds a slash or a wildcard.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -218,6 +219,10 @@ def describe(config: TrainConfig, *, name: str, files: Mapping[str, SignedFile] 
 
 def _fields(custom: object, schema: str, what: str) -> Fields:
     fields = Fields(custom, what)
+    try:
+        json.dumps(custom, ensure_ascii=False).encode()
+    except ValueError:  # half a character, which cannot be spelled in a path
+        raise MalformedInput(f"{what}: expected Unicode text, got something else") from None
     if fields.required("schema", str) != schema:
         raise MalformedInput(f"{what}: expected the schema {schema}, got {fields.required('schema', str)[:80]!r}")
     return fields

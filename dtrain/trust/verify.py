@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from dtrain.errors import BadSignature, MalformedInput, MissingEvidence, NotFound, Rollback
+from dtrain.errors import BadSignature, DigestMismatch, MalformedInput, MissingEvidence, NotFound, Rollback
 from dtrain.oci.digest import Digest
+from dtrain.train.route import encode_name
 from dtrain.transport.protocol import Transport
 from dtrain.trust.anchor import Anchor, PinnedRoot
 from dtrain.trust.artifact import StoredFiles, fetch_artifact
 from dtrain.trust.attested import AttestedTrain
-from dtrain.trust.client import Client
+from dtrain.trust.client import Client, tuf_errors
 from dtrain.trust.editor import Files, parsed
 from dtrain.trust.forks import check_forks
 from dtrain.trust.root import check_pinned, parse_root
@@ -57,17 +58,18 @@ def fetch_attested(
                                    "creator of a plain PHT train can add it with: dtrain trust adopt")
     files = StoredFiles(place, head)
 
-    def forks() -> None:
-        for text in check_forks(place, head, files, station=station):
+    def forks(vouch: Callable[[], None]) -> None:
+        for text in check_forks(place, head, files, station=station, vouch=vouch):
             warn(text)
 
     return check_state(files, head.digest, anchor, expected, store=store, now=now, max_stale=max_stale,
-                       forks=forks if look_around else lambda: None)
+                       forks=forks if look_around else lambda vouch: None)
 
 
 def check_state(
     files: Files, digest: Digest, anchor: Anchor, expected: Expected, *, store: TrustStore, now: datetime,
-    max_stale: timedelta = timedelta(0), forks: Callable[[], None] = lambda: None, remember: bool = True,
+    max_stale: timedelta = timedelta(0), forks: Callable[[Callable[[], None]], None] = lambda vouch: None,
+    remember: bool = True, whole: bool = False,
 ) -> AttestedTrain:
     """Return the train that a state describes, after TUF's checks and ours; what was seen is remembered.
 
@@ -80,6 +82,7 @@ def check_state(
         now: what time it is.
         max_stale: how long past their date the online roles may be.
         forks: the last check, of other states at the same place.
+        whole: whether every file has to be one that signed metadata vouches for, those too that were known before.
         remember: whether others can see the state, so that an older one is a rollback from now on.
 
     Raises:
@@ -87,15 +90,21 @@ def check_state(
     """
     if anchor.root is None:
         raise RuntimeError("an anchor with a root, please")
-    with store.open(_claimed_train(files), keep=remember) as folder:
+    claimed = _claimed_train(files)
+    with store.open(claimed, keep=remember) as folder:
         seen = {place.name: place.read_bytes() for place in folder.glob("*.json") if not place.is_symlink()}
         client = Client(folder, _source(files), now=now, metadata_url=_BASE, max_stale=max_stale,
                         bootstrap=_trusted_root(files, folder, anchor.root, anchor.source))
         client.refresh()
         _check_same(files, seen)
+        _check_roots(files, folder)
         found = attested_train(client, digest, anchor, expected, now=now)
+        if encode_name(found.descriptor.train) != claimed:
+            raise MalformedInput(f"metadata targets: expected the train {found.descriptor.train!r}, got {claimed!r}")
         _check_same_train(found, seen)
-        forks()
+        if whole:
+            _check_roles(files, client)
+        forks(lambda: _check_roles(files, client))
     return found
 
 
@@ -170,3 +179,36 @@ def _check_same_train(found: AttestedTrain, seen: Files) -> None:
         if (old.train, old.creator, old.session) != (new.train, new.creator, new.session):
             raise Rollback(f"metadata: expected the train of {old.creator!r} that was seen before, got another one of "
                            f"the same id by {new.creator!r}", hint="do not run this train; ask both creators")
+
+
+def _check_roots(files: Files, folder: Path) -> None:
+    """Check that the state's roots are those that were verified: one that was known before is not fetched again.
+
+    Raises:
+        BadSignature: another root of the same number.
+    """
+    trusted = {place.name: place.read_bytes() for place in folder.glob("root_history/*.root.json")}
+    oldest = min(int(name.split(".")[0]) for name in trusted)
+    for name in files:
+        if name.endswith(".root.json") and int(name.split(".")[0]) >= oldest and files[name] != trusted.get(name):
+            raise BadSignature(f"metadata {name}: expected the root that its key holders signed, got another")
+
+
+def _check_roles(files: Files, client: Client) -> None:
+    """Check the content of every other file against what signed metadata says of it.
+
+    Raises:
+        DigestMismatch: another content.
+        MalformedInput: a file that signed metadata does not name.
+    """
+    named = {f"{meta.version}.{name}": meta for name, meta in client.snapshot.meta.items()}
+    snapshot = f"{client.snapshot.version}.snapshot.json"
+    for name in files:
+        if name in named:
+            with tuf_errors():
+                named[name].verify_length_and_hashes(files[name])
+        elif name == snapshot:
+            if Digest.of(parsed(files, "snapshot").signed_bytes).hex != client.signed_digest("snapshot"):
+                raise DigestMismatch(f"metadata {name}: expected what the timestamp names, got another content")
+        elif name != "timestamp.json" and not name.endswith(".root.json"):
+            raise MalformedInput(f"metadata: expected files that the snapshot names, got {name[:80]!r}")
