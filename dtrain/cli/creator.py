@@ -82,11 +82,13 @@ def build(
                 context=around.context(Believing(trust_repository=trust_repository)))
     if anchor_out is not None:
         anchor_out.write_text(made.anchor)
+    if not made.complete:
+        around.note(f"its metadata needs another signature: ask the router for: dtrain trust cosign {to} {creator}")
     around.note(f"train {made.train}: published with {len(stop)} stops; the first is {plan.route[0][0]!r}")
     around.result(str(made.reference), "dtrain/build/v1", {
         "reference": str(made.reference), "digest": str(made.reference.digest), "base": str(made.base),
         "train": made.train, "anchor": None if anchor_out is None else str(anchor_out),
-        "metadata": not no_metadata,
+        "metadata": not no_metadata, "complete": made.complete,
     })
 
 

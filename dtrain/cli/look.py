@@ -75,7 +75,7 @@ def _audit_lines(found: Verified) -> list[str]:
     lines = [f"metadata  version {attested.version} of {attested.issued:%Y-%m-%d %H:%M} UTC, "
              f"valid until {attested.expires:%Y-%m-%d %H:%M}; root {attested.root_version}"]
     before = None
-    for hop in attested.hops:
+    for hop in (one for one in attested.hops if one.number <= found.done):
         statement = hop.statement
         if statement is not None:
             lines += [f"hop {gap.number:>3}   {gap.station}  no metadata; received and vouched for by {hop.station}"
@@ -89,8 +89,11 @@ def _audit_lines(found: Verified) -> list[str]:
         before = statement or before
     lines += [f"hop {gap.number:>3}   {gap.station}  no metadata; accepted as the anchor says"
               for gap in found.unattested]
+    lines += [f"hop {hop.number:>3}   {hop.station}  later than the one that was asked for"
+              for hop in attested.hops if hop.number > found.done]
     return lines + [f"stop {number:>2}   {station}  to come" for number, station in
-                    enumerate(attested.descriptor.stations, start=1) if number > found.done]
+                    enumerate(attested.descriptor.stations, start=1)
+                    if number > max(found.done, attested.newest.number)]
 
 
 def inspect(*, ref: Ref, trust_repository: TrustRepository = None, around: Surroundings) -> None:

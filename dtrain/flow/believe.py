@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from dtrain.errors import MissingEvidence, RouteProblem, VerificationFailed
+from dtrain.errors import MissingEvidence, NotFound, RouteProblem, VerificationFailed
 from dtrain.flow.context import Context
 from dtrain.oci.digest import Digest
 from dtrain.oci.manifest import Manifest
@@ -20,6 +20,7 @@ from dtrain.train.checks import CheckedTrain
 from dtrain.train.route import parse_hop_tag
 from dtrain.transport.protocol import Transport
 from dtrain.trust.anchor import Anchor, EmbeddedKeys
+from dtrain.trust.artifact import HEAD
 from dtrain.trust.attested import AttestedHop, AttestedTrain
 from dtrain.trust.rules import Expected
 from dtrain.trust.statements import Unattested
@@ -71,6 +72,9 @@ def believe(
         VerificationFailed: metadata is missing or does not hold.
     """
     if not isinstance(trust, Anchor) or trust.root is None:
+        if station is not None and transport.resolve(HEAD) is not None:
+            context.warn("the train has signed metadata and your anchor names no root: you do not check it, and what "
+                         "you publish will be refused by stations that do")
         return Believed(selector=reference.selector, trust=trust)
     attested = resolve(reference, transport, trust, context, station=station)
     hop = _wanted(reference, transport, attested, station)
@@ -138,9 +142,11 @@ def _wanted(
         return found
     stations = attested.descriptor.stations
     is_turn = attested.newest.number < len(stations) and stations[attested.newest.number] == station
-    if is_turn and not attested.anchor.unattested:
+    if is_turn and tag == DEFAULT_TAG and not attested.anchor.unattested:
         return attested.newest
     tagged = transport.resolve(tag)
+    if tagged is None and tag != DEFAULT_TAG:
+        raise NotFound(f"{reference}: expected it to exist, got no such tag")
     return attested.newest if tagged is None or attested.by_digest(tagged) is not None else None
 
 

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from dtrain.crypto.rsa import PrivateKey, PublicKey
 from dtrain.crypto.signing import SigningKey, VerifyKey
-from dtrain.errors import Conflict, StorageProblem, UsageProblem
+from dtrain.errors import Conflict, StorageProblem, UsageProblem, WrongKey
 from dtrain.flow.attest import publish_train
 from dtrain.flow.context import Context
 from dtrain.flow.fetch import fetch_image, read_layers
@@ -31,7 +31,7 @@ from dtrain.transport.copy import copy_blobs
 from dtrain.transport.protocol import Transport
 from dtrain.trust.anchor import Anchor, BaseImage, PinnedRoot, render_anchor
 from dtrain.trust.base_image import ApprovedBase
-from dtrain.trust.root import Consortium, draft_root, parse_root, read_consortium, sign_root
+from dtrain.trust.root import Consortium, Profile, draft_root, parse_root, read_consortium, sign_root
 from dtrain.trust.statements import DWELL_MAX, SignedFile, describe
 from dtrain.version import VERSION
 
@@ -98,6 +98,8 @@ class NewTrain:
     train: str
     anchor: str
     """Text of an anchor file for the stations of the route."""
+    complete: bool
+    """Whether its metadata has all signatures; else it waits for ``dtrain trust cosign``."""
 
 
 def build(plan: TrainPlan, base: Reference, target: Reference, *, context: Context) -> NewTrain:
@@ -113,6 +115,7 @@ def build(plan: TrainPlan, base: Reference, target: Reference, *, context: Conte
     """
     files, now = _code(plan), context.now()
     _check_dates(plan, now)
+    _check_members(plan, context)
     mtime = int(now.timestamp())
     with (context.connect(base) as base_place, context.connect(target) as transport,
           TemporaryDirectory(prefix="dtrain-") as folder):
@@ -132,7 +135,7 @@ def build(plan: TrainPlan, base: Reference, target: Reference, *, context: Conte
         _put(transport, latest, full)
         transport.put_tag(BASE_TAG, based.manifest)
         transport.put_tag(hop_tag(0), latest.manifest)
-        root = _attest(target, transport, plan, latest, hop.config, files, context)  # before the route starts
+        root, complete = _attest(target, transport, plan, latest, hop.config, files, context)  # before the route starts
         transport.put_tag(DEFAULT_TAG, latest.manifest)
     source = base.with_tag(base.tag or DEFAULT_TAG)
     train = TrainPin(id=plan.id, creator=str(hop.config.creator.id), proposal=str(hop.config.proposal_id),
@@ -144,7 +147,7 @@ def build(plan: TrainPlan, base: Reference, target: Reference, *, context: Conte
         base_images=(BaseImage(reference=str(source), digest=image.manifest.digest, command=plan.command),),
         root=root,
     )
-    return NewTrain(reference=target.pinned(latest.manifest.digest), train=plan.id, anchor=anchor,
+    return NewTrain(reference=target.pinned(latest.manifest.digest), train=plan.id, anchor=anchor, complete=complete,
                     base=target.with_tag(BASE_TAG).pinned(based.manifest.digest))
 
 
@@ -155,13 +158,33 @@ def _check_dates(plan: TrainPlan, now: datetime) -> None:
         raise UsageProblem(f"dwell_days: expected 1 to {DWELL_MAX}, got {plan.signed.dwell_days}")
 
 
+def _check_members(plan: TrainPlan, context: Context) -> None:
+    """Check before anything is stored that the root knows the creator and his key; warn of stations it does not know.
+
+    Raises:
+        WrongKey: it does not.
+    """
+    if plan.signed is None or not plan.signed.roots:
+        return
+    consortium = read_consortium(parse_root(plan.signed.roots[-1], what="root").signed)
+    own = (plan.signed.creator_key or SigningKey.of_rsa(plan.creator_key)).public.fingerprint
+    named = consortium.creators.get(plan.creator)
+    if named is None or named.fingerprint != own:
+        known = ", ".join(f"{name} {key.fingerprint}" for name, key in consortium.creators.items())
+        raise WrongKey(f"creator {plan.creator!r}: expected one of the root's creators with his key ({known}), "
+                       f"got {own}", hint="check --creator, --key and --signing-key")
+    strangers = [station for station, _ in plan.route if station not in consortium.stations]
+    if strangers and consortium.profile is not Profile.ROUTER:
+        context.warn(f"the root does not name {', '.join(strangers)}: their hops will need dtrain trust cosign")
+
+
 def _attest(
     target: Reference, transport: Transport, plan: TrainPlan, latest: Image, config: TrainConfig,
     files: Sequence[PlainFile], context: Context,
-) -> PinnedRoot | None:
-    """Publish the metadata of the new train and return the root that stations pin."""
+) -> tuple[PinnedRoot | None, bool]:
+    """Publish the metadata of the new train; return the root that stations pin, and whether no signature is missing."""
     if plan.signed is None:
-        return None
+        return None, True
     signed, now = plan.signed, context.now()
     creator = signed.creator_key or SigningKey.of_rsa(plan.creator_key)
     stations = {station: signed.station_keys.get(station) or VerifyKey.of_rsa(key) for station, key in plan.route}
@@ -174,9 +197,9 @@ def _attest(
         files=_signed_files(plan, files), base=ApprovedBase.of(latest, name=config.source.address, layers=-1))
     anchor = Anchor(source="the new anchor", creators={}, builders={}, stations={},
                     root=replace(pinned, document=roots[0]))
-    publish_train(target, transport, latest.manifest, descriptor, roots=roots, stations=stations,
-                  signing=[creator, *builder], anchor=anchor, context=context)
-    return pinned
+    state = publish_train(target, transport, latest.manifest, descriptor, roots=roots, stations=stations,
+                          signing=[creator, *builder], anchor=anchor, context=context)
+    return pinned, state.complete
 
 
 def pinned_root(roots: Sequence[bytes], context: Context) -> PinnedRoot:

@@ -56,6 +56,9 @@ def forward(
     """
     if target.tag is not None or target.digest is not None or source.digest is not None:
         raise UsageProblem(f"{source}, {target}: expected a train by its tag and a place without tag, got others")
+    apart = context.trust_repository or (trust.root.repository if isinstance(trust, Anchor) and trust.root else None)
+    if apart is not None:
+        context.warn(f"the train's metadata stays in {apart}: whoever gets the copy has to reach it there")
     if trust is not None:
         verify(source, trust=trust, context=context)
     last = source.tag or DEFAULT_TAG

@@ -89,6 +89,8 @@ def push_results(
             check_signing_key(signing, attested, record.station)
             parent = fetch_image(parent_place, Digest.parse(record.digest), context).image
             hop = hop or _seal(folder, record, parent, train, stop, key, context)
+            if not hop.facts.result_files:
+                context.warn(f"{folder / paths.RESULTS} holds no files: an empty hop is published")
             _check_unchanged_tag(transport, place, record, hop, attested)
             copy_blobs(parent_place, transport, hop.image.manifest.layers[:-1],
                        mount_from=source.repository if source.host == place.host else None)

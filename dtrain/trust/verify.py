@@ -54,8 +54,9 @@ def fetch_attested(
     head = fetch_artifact(place)
     if head is None:
         raise MissingEvidence(f"{place.place}: expected signed metadata under the tag tuf, got none",
-                              hint=f"{anchor.source} names a root, so trains without metadata are refused; the "
-                                   "creator of a plain PHT train can add it with: dtrain trust adopt")
+                              hint="check the name and the trust repository; a copy needs the tags tuf and tuf-*; a "
+                                   "new train may wait for: dtrain trust cosign; the creator of a plain PHT train can "
+                                   "add metadata with: dtrain trust adopt")
     files = StoredFiles(place, head)
 
     def forks(vouch: Callable[[], None]) -> None:
