@@ -78,8 +78,9 @@ class Anchor:
         for station in stations:
             if station not in self.unattested:
                 raise MissingEvidence(f"hop of station {station!r}: expected signed metadata, got none",
-                                      hint="if that station runs train_lib, and you accept hops that nobody attests, "
-                                           f"name it in {self.source}: policy.unattested_hops")
+                                      hint="the hop may wait for dtrain trust cosign, or the station used an anchor "
+                                           "without a root; only if it runs train_lib, and you accept hops that nobody "
+                                           f"attests, name it in {self.source}: policy.unattested_hops")
 
     def check_keys(self, config: TrainConfig) -> None:
         """Check that every key in the config is the pinned one.
