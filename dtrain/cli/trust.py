@@ -94,9 +94,10 @@ def _next(root: Path, group: str, name: str, key: VerifyKey | None, out: Path, d
 
 def sign(*, root: RootFile, previous: Previous = None, keys: Keys) -> None:
     """Add your signature to the root, as one of its holders; the file goes from hand to hand."""
-    from dtrain.trust.root import sign_root
+    from dtrain.trust.root import read_consortium, sign_root
 
     metadata = _read_root(root)
+    read_consortium(metadata.signed)  # what the holder would sign has to be what show prints
     sign_root(metadata, keys.signing(), None if previous is None else _read_root(previous).signed)
     draft = root.with_name(root.name + ".partial")
     draft.write_bytes(metadata.to_bytes())
@@ -185,7 +186,8 @@ def adopt(
     if anchor_out.exists():
         raise UsageProblem(f"{anchor_out}: expected no file there, got one", hint="choose another --anchor-out")
     published, text = flow(
-        around.reference(ref), anchor=anchor, signing=keys.signing(), stations=_keys(station), code=code, query=query,
+        around.reference(ref), anchor=anchor, signing=keys.signing(), stations=_keys(station), code=code,
+        query=None if query is None else _read(query),
         roots=_read_all(root), dwell_days=dwell_days, builder=_builder(builder_key, keys),
         context=around.context(believing))
     anchor_out.write_text(text)
@@ -222,6 +224,8 @@ def _keys(members: list[str] | None) -> dict[str, VerifyKey]:
         name, equals, path = text.partition("=")
         if not name or not equals or not path:
             raise UsageProblem(f"member: expected ID=FILE, got {text!r}")
+        if name in found:
+            raise UsageProblem(f"member: expected each id once, got {name!r} twice")
         found[name] = read_verify_key(Path(path), of=name)
     return found
 

@@ -77,12 +77,10 @@ def believe(
                          "you publish will be refused by stations that do")
         return Believed(selector=reference.selector, trust=trust)
     attested = resolve(reference, transport, trust, context, station=station)
-    hop = _wanted(reference, transport, attested, station)
-    if hop is None:
-        selector = transport.resolve(reference.tag or DEFAULT_TAG)
-        assert selector is not None  # noqa: S101  _wanted has found it
-        return Believed(selector=selector, trust=attested, attested=attested)
-    return Believed(selector=hop.digest, trust=attested, hop=hop, attested=attested)
+    found = _wanted(reference, transport, attested, station)
+    if isinstance(found, Digest):
+        return Believed(selector=found, trust=attested, attested=attested)
+    return Believed(selector=found.digest, trust=attested, hop=found, attested=attested)
 
 
 def resolve(
@@ -128,8 +126,8 @@ def _opened(reference: Reference, context: Context) -> Iterator[Transport]:
 
 def _wanted(
     reference: Reference, transport: Transport, attested: AttestedTrain, station: str | None
-) -> AttestedHop | None:
-    """Return the hop that is meant; ``None`` stands for an image, named by the tag, that no metadata vouches for."""
+) -> AttestedHop | Digest:
+    """Return the hop that is meant, or the digest of an image, named by the tag, that no metadata vouches for."""
     tag = reference.tag or DEFAULT_TAG
     numbered = parse_hop_tag(tag)
     if reference.digest is not None or numbered is not None:
@@ -147,7 +145,7 @@ def _wanted(
     tagged = transport.resolve(tag)
     if tagged is None and tag != DEFAULT_TAG:
         raise NotFound(f"{reference}: expected it to exist, got no such tag")
-    return attested.newest if tagged is None or attested.by_digest(tagged) is not None else None
+    return attested.newest if tagged is None or attested.by_digest(tagged) is not None else tagged
 
 
 def _gap(attested: AttestedTrain, checked: CheckedTrain) -> tuple[Unattested, ...]:

@@ -21,6 +21,7 @@ from dtrain.flow.fetch import fetch_image, find_bases
 from dtrain.flow.pull_verify import check_train
 from dtrain.oci.digest import Digest
 from dtrain.oci.reference import Reference
+from dtrain.train import paths
 from dtrain.train.plain import PlainFile, read_folder
 from dtrain.trust.anchor import Anchor, render_anchor
 from dtrain.trust.artifact import HEAD, StoredFiles, fetch_artifact
@@ -156,7 +157,7 @@ def cosign(
 
 def adopt(
     reference: Reference, *, anchor: Anchor, signing: SigningKey, stations: Mapping[str, VerifyKey], context: Context,
-    roots: Sequence[bytes] = (), code: Path | None = None, query: Path | None = None, deadline: datetime | None = None,
+    roots: Sequence[bytes] = (), code: Path | None = None, query: bytes | None = None, deadline: datetime | None = None,
     dwell_days: int = 35, builder: SigningKey | None = None,
 ) -> tuple[PublishedState, str]:
     """Add signed metadata to a plain PHT train, new or on its way, and return an anchor for its stations.
@@ -205,13 +206,12 @@ def adopt(
     return published, text
 
 
-def signed_files(code: Path, query: Path | None) -> dict[str, SignedFile]:
+def signed_files(code: Path, query: bytes | None) -> dict[str, SignedFile]:
     """Return what a descriptor says of the plaintext files in ``code`` and of the query."""
     files = [entry for entry in read_folder(code) if isinstance(entry, PlainFile)]
     found = {file.path: SignedFile(size=file.size, mode=file.mode & 0o777, sha256=file.sha256()) for file in files}
     if query is not None:
-        raw = query.read_bytes()
-        found["query.json"] = SignedFile(size=len(raw), mode=0o644, sha256=Digest.of(raw).hex)
+        found[paths.QUERY] = SignedFile(size=len(query), mode=0o644, sha256=Digest.of(query).hex)
     return found
 
 

@@ -176,10 +176,11 @@ def _check_same_train(found: AttestedTrain, seen: Files) -> None:
     """
     targets = parsed({"1.targets.json": seen["targets.json"]}, "targets").signed if "targets.json" in seen else None
     for path, target in {} if targets is None else targets.targets.items():
-        old, new = TrainDescriptor.parse(target.custom, what=path), found.descriptor
-        if (old.train, old.creator, old.session) != (new.train, new.creator, new.session):
+        old = TrainDescriptor.parse(target.custom, what=path)
+        if old != found.descriptor:
             raise Rollback(f"metadata: expected the train of {old.creator!r} that was seen before, got another one of "
-                           f"the same id by {new.creator!r}", hint="do not run this train; ask both creators")
+                           f"the same id by {found.descriptor.creator!r}",
+                           hint="do not run this train; ask its creator: what he signed about a train never changes")
 
 
 def _check_roots(files: Files, folder: Path) -> None:

@@ -529,6 +529,15 @@ def test_b4_train_of_the_same_id_by_another_creator(place: str, tmp_path: Path, 
     refused(one, Rollback, "expected the train of 'alice' that was seen before", context=who, status=14)
 
 
+def test_b4_what_the_creator_signed_about_a_train_never_changes(train: Signed) -> None:
+    """Not even by his own key: whoever has seen the train keeps to what it was."""
+    who = seen(train)
+    files = train.edit(train.files(), "targets", lambda targets: targets.targets["train-b/train"].unrecognized_fields[
+        "custom"].update(source="elsewhere"), "alice")
+    train.put(train.finish(files, "alice"))
+    refused(train, Rollback, "that was seen before", context=who, status=14)
+
+
 def test_older_hop_is_not_pulled(travelled: Signed) -> None:
     older = replace(travelled.train, tag="hop-00")
     with pytest.raises(RouteProblem, match="expected the newest hop, 2, got 0"):
